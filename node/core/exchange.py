@@ -1,0 +1,74 @@
+"""What passes between a carriage (HTTP, Nostr) and the services: one request, a stream of events.
+
+    Started ─▶ Chunk* ─▶ Receipt          an answer; the receipt comes last
+    Failed                                 no byte was sent; money, if any moved, is in ``receipt``
+
+A carriage never touches money and a service never sees a socket. A failure after ``Started``
+arrives as a ``Chunk`` holding an SSE error, so a carriage sees ``Failed`` only first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from node.core.money import Msat
+from node.core.usage import Usage
+from node.errors import NodeError
+
+Carriage: TypeAlias = Literal["http", "nostr"]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One decoded request, whatever carried it."""
+
+    request_id: str
+    method: str
+    path: str
+    """Path without query, beginning with ``/``."""
+    headers: Mapping[str, str]
+    """Lower-case names, already reduced to the allowlist."""
+    body: bytes = b""
+    query: Mapping[str, str] = field(default_factory=dict)
+    carriage: Carriage = "http"
+    peer: str = ""
+    """Remote address or sender public key (hex): whom limits count against."""
+    idempotency_key: str | None = None
+    """Names this request for ever among those of its payer; asking again repeats the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What the request cost and the money that goes back."""
+
+    cost: Msat | None = None
+    """None for what is free (catalogue, wallet)."""
+    usage: Usage | None = None
+    change: str | None = None
+    """A serialised Cashu token for the client, when it paid with a token."""
+    dust: Msat = Msat(0)
+    """What was too small for the mint's unit and stayed here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    status: int
+    headers: Mapping[str, str]
+    live: bool = False
+    """True: send chunks as they come. False: the receipt may be waited for and sent in headers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    error: NodeError
+    receipt: Receipt = field(default_factory=Receipt)
+
+
+ReplyEvent: TypeAlias = Started | Chunk | Receipt | Failed
