@@ -4,6 +4,7 @@ DiscoveryError
 ├── InvalidKey       not a key, or the wrong kind of key (npub for nsec)
 ├── InvalidEvent     shape, id or signature is wrong (NIP-01)
 ├── DecryptError     not for us, tampered with, or not NIP-44 v2
+├── EncryptError     a plaintext that NIP-44 cannot carry
 ├── InvalidAnnouncement   a verified event that is not a provider announcement
 ├── ForbiddenAddress an outbound URL that netguard refuses
 └── RelayError       a relay refused, closed or did not answer in time
@@ -26,6 +27,10 @@ class InvalidEvent(DiscoveryError):
 
 class DecryptError(DiscoveryError):
     """A payload that is not for us, was tampered with, or is not NIP-44 v2."""
+
+
+class EncryptError(DiscoveryError):
+    """A plaintext that cannot be encrypted: empty, too long, or not UTF-8."""
 
 
 class InvalidAnnouncement(DiscoveryError):

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from asyncio import Future
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from node.core.accounts import (
+    Account,
+    Balance,
+    Closed,
+    HoldRequest,
+    IssueRequest,
+    NewAccount,
+    Operation,
+    Source,
+)
 from node.core.catalog import Model
+from node.core.ecash import Keyset, Proof, Token
+from node.core.money import Msat
+from node.core.usage import Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,3 +97,88 @@ class MessageLog(Protocol):
     async def prune(self, older_than_s: int) -> int:
         """Forget what is older; returns how many."""
         ...
+
+
+class Ledger(Protocol):
+    """Accounts and holds; see ``node.ledger.accounts`` for states and outcomes."""
+
+    async def account(self, key: str) -> Account: ...
+    async def has_admin_key(self, account_id: int) -> bool: ...
+    async def balance(self, account_id: int) -> Balance: ...
+    def hold(self, account_id: int, request: HoldRequest) -> Future[int]: ...
+    def settle(self, hold_id: int, cost: Msat, usage: Usage) -> Awaitable[Msat]: ...
+    def release(self, hold_id: int) -> Awaitable[None]: ...
+    async def release_all(self) -> int: ...
+
+
+class WalletStore(Protocol):
+    """The journal and the inventory; see ``node.ledger.wallet`` for states and outcomes.
+
+    What returns an awaitable has taken effect in order once called, whoever waits for it.
+    """
+
+    async def keysets(self, mint: str) -> list[Keyset]: ...
+    async def save_keysets(self, mint: str, keysets: Iterable[Keyset]) -> None: ...
+    def begin_receive(
+        self,
+        operation_id: str,
+        token: Token,
+        ys: Sequence[str],
+        fee: int,
+        keyset: Keyset,
+        into: NewAccount | int,
+    ) -> Awaitable[Operation]: ...
+    def finish_receive(
+        self, operation: Operation, coins: Sequence[tuple[str, Proof]]
+    ) -> Awaitable[None]: ...
+    def begin_send(
+        self, request: IssueRequest, sources: Sequence[Source]
+    ) -> Awaitable[Operation]: ...
+    def finish_send(
+        self,
+        operation: Operation,
+        kept: Sequence[tuple[str, Proof]],
+        issued: Sequence[tuple[str, Proof]],
+    ) -> Awaitable[Operation]: ...
+    def settle_and_close(
+        self,
+        operation_id: str,
+        hold_id: int,
+        cost: Msat,
+        usage: Usage | None,
+        sources: Sequence[Source],
+    ) -> Awaitable[Closed]: ...
+    def close_idle(
+        self, operation_id: str, account_id: int, sources: Sequence[Source]
+    ) -> Awaitable[Closed]: ...
+    def fail(self, operation: Operation, error: str) -> Awaitable[None]: ...
+    async def note_attempt(self, operation_id: str) -> None: ...
+    async def operation(self, operation_id: str) -> Operation: ...
+    async def open_operations(self) -> list[Operation]: ...
+    async def last_send(self, account_id: int) -> Operation | None: ...
+    async def receive_of(self, account_id: int) -> Operation | None: ...
+    async def account_state(self, account_id: int) -> tuple[str, bool]: ...
+    async def idle_request_accounts(self, older_than_s: int) -> list[int]: ...
+    async def holdings(self) -> dict[tuple[str, str], int]: ...
+    async def secret(self, name: str, make: Callable[[], str]) -> str: ...
+
+
+class Wallet(Protocol):
+    """Crossings to the mints; see ``node.ecash.wallet.Wallet`` for arguments and errors."""
+
+    def accept(self, text: str) -> Token: ...
+    async def receive(self, text: str, into: NewAccount | int) -> Operation: ...
+    async def issue(
+        self,
+        account_id: int,
+        amount: Msat | None,
+        *,
+        prefer: str | None = None,
+        only: str | None = None,
+        request_key: str | None = None,
+    ) -> Operation: ...
+    async def settle_and_close(
+        self, account_id: int, hold_id: int, cost: Msat, usage: Usage | None, prefer: str
+    ) -> Closed: ...
+    async def close_idle(self, account_id: int, prefer: str | None = None) -> Closed: ...
+    async def finish(self, operation: Operation) -> Operation: ...

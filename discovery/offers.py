@@ -1,0 +1,251 @@
+"""Codec of model pages (kind 30078): what is for sale and for how much.
+
+At most 100 models a page, prices in integer msat per million tokens. The pages of one set share
+``created_at``; a reader takes the newest complete set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from discovery.errors import InvalidAnnouncement
+from discovery.nostr.event import Event
+from discovery.nostr.keys import Keys
+from discovery.wire import (
+    KIND_MODEL_PAGE,
+    KIND_PROVIDER,
+    MAX_EVENT_BYTES,
+    MAX_IDENTIFIER_CHARS,
+    clean,
+    is_kind,
+    json_object,
+    json_text,
+    labels,
+    sign_bounded,
+    text_field,
+)
+
+MAX_MODELS_PER_PAGE = 100
+MAX_PAGES = 50
+MAX_MODELS = 2_000
+MAX_PRICE = 2**53 - 1
+"""Largest integer every JSON reader keeps exact."""
+
+_PAGE_PREFIX = "inference-models:"
+_COLUMNS = (
+    "id",
+    "name",
+    "input_per_mtok",
+    "output_per_mtok",
+    "per_request",
+    "context",
+    "max_output",
+    "modalities",
+    "endpoints",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOffer:
+    """A model for sale. Prices: ``*_per_mtok`` msat per million tokens, ``per_request`` msat."""
+
+    id: str
+    name: str = ""
+    input_per_mtok: int = 0
+    output_per_mtok: int = 0
+    per_request: int = 0
+    context: int = 0
+    """Context length in tokens; 0 when not said."""
+    max_output: int = 0
+    """Longest answer in tokens; 0 when not said."""
+    modalities: tuple[str, ...] = ("text",)
+    endpoints: tuple[str, ...] = ("chat",)
+
+
+@dataclass(frozen=True, slots=True)
+class PageRef:
+    """Which part of whose catalogue a model page is."""
+
+    provider: str
+    """Address of the provider event."""
+    index: int
+    total: int
+
+
+def announceable(offer: ModelOffer) -> bool:
+    """Can this model stand in a page? Its id must be a short printable line as it is."""
+    counts = (
+        offer.input_per_mtok,
+        offer.output_per_mtok,
+        offer.per_request,
+        offer.context,
+        offer.max_output,
+    )
+    return (
+        bool(offer.id)
+        and clean(offer.id, MAX_IDENTIFIER_CHARS) == offer.id
+        and all(0 <= count <= MAX_PRICE for count in counts)
+    )
+
+
+def build_model_pages(
+    keys: Keys,
+    d: str,
+    offers: Sequence[ModelOffer],
+    *,
+    created_at: int,
+    expires_at: int | None = None,
+    max_models: int = MAX_MODELS_PER_PAGE,
+    max_event_bytes: int = MAX_EVENT_BYTES,
+) -> list[Event]:
+    """The signed model pages (kind 30078) of provider ``d``; one empty page when there is none.
+
+    The pages of one set share ``created_at``. Raises ValueError for an offer that is not
+    :func:`announceable`, or for more than MAX_MODELS models or MAX_PAGES pages.
+    """
+    if len(offers) > MAX_MODELS or not all(map(announceable, offers)):
+        raise ValueError("too many models, or one that cannot be announced")
+    provider = f"{KIND_PROVIDER}:{keys.pubkey}:{d}"
+    # what an event weighs besides its rows: ids, signature, the fixed tags
+    room = max_event_bytes - 1_024 - 3 * len(d.encode())
+    pages: list[list[ModelOffer]] = [[]]
+    weight = 0
+    for offer in offers:
+        # in the event the row is JSON inside a JSON string, and the id stands in a tag as well
+        row = len(orjson.dumps(json_text(_row(offer)))) + len(orjson.dumps(["m", offer.id])) + 2
+        if pages[-1] and (weight + row > room or len(pages[-1]) >= max_models):
+            pages.append([])
+            weight = 0
+        pages[-1].append(offer)
+        weight += row
+    if len(pages) > MAX_PAGES:
+        raise ValueError("too many pages of models")
+    events = []
+    for index, page in enumerate(pages):
+        tags: list[tuple[str, ...]] = [
+            ("d", page_identifier(d, index)),
+            ("a", provider),
+            ("page", str(index), str(len(pages))),
+            *(("m", offer.id) for offer in page),
+        ]
+        if expires_at is not None:
+            tags.append(("expiration", str(expires_at)))
+        document = {
+            "v": 1,
+            "unit": "msat",
+            "columns": _COLUMNS,
+            "rows": [_row(offer) for offer in page],
+        }
+        events.append(sign_bounded(keys, KIND_MODEL_PAGE, json_text(document), tags, created_at))
+    return events
+
+
+def page_identifier(d: str, index: int) -> str:
+    """The ``d`` tag of page ``index`` of provider ``d``."""
+    return f"{_PAGE_PREFIX}{d}:{index}"
+
+
+def page_ref(event: Event) -> PageRef:
+    """Which page this is, from its tags alone. Raises InvalidAnnouncement."""
+    if event.kind != KIND_MODEL_PAGE:
+        raise InvalidAnnouncement("not a model page")
+    page = next((tag for tag in event.tags if tag[0] == "page"), ())
+    if len(page) < 3 or not (is_kind(page[1]) and is_kind(page[2])):
+        raise InvalidAnnouncement("a page without its number")
+    index, total = int(page[1]), int(page[2])
+    identifier = event.first("d") or ""
+    d = identifier.removeprefix(_PAGE_PREFIX).rpartition(":")[0]
+    address = f"{KIND_PROVIDER}:{event.pubkey}:{d}"
+    if (
+        not d
+        or len(d) > MAX_IDENTIFIER_CHARS
+        or page_identifier(d, index) != identifier
+        or event.first("a") != address
+        or not index < total <= MAX_PAGES
+    ):
+        raise InvalidAnnouncement("a page whose tags contradict each other")
+    return PageRef(address, index, total)
+
+
+def parse_model_pages(events: Iterable[Event]) -> list[ModelOffer] | None:
+    """The models of the newest complete set of pages, or None while no set is complete.
+
+    A set is the pages of one provider with the same ``created_at`` and total. Give the verified
+    pages of one provider; what is not a page is passed over, and so is a bad row.
+    """
+    sets: dict[tuple[int, int, str], dict[int, Event]] = {}
+    for event in events:
+        try:
+            ref = page_ref(event)
+        except InvalidAnnouncement:
+            continue
+        pages = sets.setdefault((event.created_at, ref.total, ref.provider), {})
+        if ref.index not in pages or event.id < pages[ref.index].id:
+            pages[ref.index] = event
+    for (_, total, _), pages in sorted(sets.items(), key=lambda item: item[0], reverse=True):
+        if len(pages) == total:
+            offers: dict[str, ModelOffer] = {}
+            for index in range(total):
+                for offer in _parse_rows(pages[index].content):
+                    offers.setdefault(offer.id, offer)
+            return list(offers.values())[:MAX_MODELS]
+    return None
+
+
+def _row(offer: ModelOffer) -> list[Any]:
+    return [
+        offer.id,
+        clean(offer.name, MAX_IDENTIFIER_CHARS),
+        offer.input_per_mtok,
+        offer.output_per_mtok,
+        offer.per_request,
+        offer.context,
+        offer.max_output,
+        list(labels(offer.modalities)),
+        list(labels(offer.endpoints)),
+    ]
+
+
+def _parse_rows(content: str) -> list[ModelOffer]:
+    document = json_object(content)
+    columns, rows = document.get("columns"), document.get("rows")
+    if (
+        document.get("v") != 1
+        or document.get("unit") != "msat"
+        or not isinstance(columns, list)
+        or not isinstance(rows, list)
+        or not all(isinstance(column, str) for column in columns)
+    ):
+        return []
+    parsed = (
+        _parse_row(dict(zip(columns, row, strict=False)))
+        for row in rows[:MAX_MODELS]
+        if isinstance(row, list)
+    )
+    return [offer for offer in parsed if offer is not None]
+
+
+def _parse_row(row: Mapping[str, Any]) -> ModelOffer | None:
+    counts = {
+        column: row.get(column, 0)
+        for column in ("input_per_mtok", "output_per_mtok", "per_request", "context", "max_output")
+    }
+    # A model without prices is not an offer: it must not be taken for a free one.
+    if not {"input_per_mtok", "output_per_mtok"} <= row.keys():
+        return None
+    if any(type(count) is not int for count in counts.values()) or not isinstance(
+        row.get("id"), str
+    ):
+        return None
+    offer = ModelOffer(
+        id=row["id"],
+        name=clean(text_field(row, "name"), MAX_IDENTIFIER_CHARS),
+        modalities=labels(row.get("modalities")),
+        endpoints=labels(row.get("endpoints")),
+        **counts,
+    )
+    return offer if announceable(offer) else None

@@ -1,0 +1,369 @@
+"""The announcements that count: newest per address, not expired, not deleted, within bounds.
+
+Pure state without I/O. The checks run in the order that costs a flood the most and us the least:
+size → future → expired → superseded → tombstoned → per-author cap → usable → signature → replace.
+Memory is bounded and room is kept for nodes that proved who they are: whoever has no trust is
+evicted first, and can never push out those who have.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from discovery.announcement import (
+    KIND_DELETION,
+    KIND_MODEL_PAGE,
+    KIND_PROVIDER,
+    MAX_FUTURE_S,
+    Announcement,
+    ModelOffer,
+    page_ref,
+    parse_model_pages,
+    parse_provider_event,
+)
+from discovery.errors import InvalidAnnouncement, InvalidEvent
+from discovery.nostr.event import Event, is_hex_key
+
+_MAX_ADDRESS_CHARS = 400
+
+
+class Trust(IntEnum):
+    """How readily an entry is given up when room is short: lowest first."""
+
+    ORPHAN = 0
+    """Model pages whose provider event has not come."""
+    FAILED = 1
+    """Probed without success."""
+    NEW = 2
+    PROVEN = 3
+    """A probe found the signer at the announced URL."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    event: Event
+    weight_bytes: int
+    ends: int
+
+
+@dataclass(slots=True)
+class Entry:
+    """All that is known of one provider address."""
+
+    address: str
+    announcement: Announcement | None = None
+    pages: dict[int, _Page] = field(default_factory=dict)
+    models: tuple[ModelOffer, ...] = ()
+    """Of the newest complete set of pages seen; kept while a newer set is incomplete."""
+    trust: Trust = Trust.ORPHAN
+    ends: int = 0
+    """When the announcement expires, unix seconds."""
+    revision: int = 0
+    """Another number for every change of announcement or models."""
+
+    @property
+    def pubkey(self) -> str:
+        return self.address.split(":", 2)[1]
+
+    @property
+    def weight_bytes(self) -> int:
+        """About what the pages take, in bytes."""
+        return sum(page.weight_bytes for page in self.pages.values())
+
+
+@dataclass(slots=True)
+class _Tombs:
+    """One author's deletions: event ids, and addresses with the time they reach up to."""
+
+    ids: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    addresses: OrderedDict[str, int] = field(default_factory=OrderedDict)
+
+
+class Registry:
+    """Keeps announcements and model pages by provider address.
+
+    Args:
+        per_author: addresses one key may hold.
+        max_entries: addresses held in all; ``trusted_room`` of them only by proven nodes.
+        max_provider_bytes: largest provider event taken.
+        max_bytes: model pages held in all; ``max_entry_bytes`` by one provider.
+        max_tombstones: authors whose deletions are remembered, ``tombstones_per_author`` each.
+        max_age_s: an event without expiration counts this long.
+        clock: unix seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        per_author: int = 8,
+        max_entries: int = 4_000,
+        trusted_room: int = 1_000,
+        max_provider_bytes: int = 16_384,
+        max_bytes: int = 64 * 1024 * 1024,
+        max_entry_bytes: int = 1024 * 1024,
+        max_tombstones: int = 10_000,
+        tombstones_per_author: int = 64,
+        max_age_s: int = 30 * 86_400,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._per_author = per_author
+        self._max_entries = max_entries
+        self._trusted_room = trusted_room
+        self._max_provider_bytes = max_provider_bytes
+        self._max_bytes = max_bytes
+        self._max_entry_bytes = max_entry_bytes
+        self._max_tombstones = max_tombstones
+        self._tombstones_per_author = tombstones_per_author
+        self._max_age_s = max_age_s
+        self._clock = clock
+        self._entries: dict[str, Entry] = {}
+        self._by_author: dict[str, set[str]] = {}
+        self._by_trust: tuple[dict[str, None], ...] = tuple({} for _ in Trust)
+        self._tombs: OrderedDict[str, _Tombs] = OrderedDict()
+        self._bytes = 0
+        self._revisions = itertools.count(1)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Entry]:
+        """The entries with an announcement."""
+        return (e for e in self._entries.values() if e.announcement is not None)
+
+    def get(self, address: str) -> Entry | None:
+        """The entry of a provider address, with or without an announcement."""
+        return self._entries.get(address)
+
+    def offer(self, event: Event) -> str | None:
+        """Take in an event of any origin; a signature not yet verified is verified last.
+
+        Returns the provider address whose entry changed, None when nothing did. Never raises.
+        """
+        now = int(self._clock())
+        if event.created_at > now + MAX_FUTURE_S:
+            return None
+        try:
+            if event.kind == KIND_PROVIDER:
+                return self._offer_provider(event, now)
+            if event.kind == KIND_MODEL_PAGE:
+                return self._offer_page(event, now)
+            if event.kind == KIND_DELETION:
+                return self._offer_deletion(event)
+        except (InvalidAnnouncement, InvalidEvent):
+            return None
+        return None
+
+    def mark(self, address: str, trust: Trust) -> None:
+        """Set how much an entry is trusted."""
+        entry = self._entries.get(address)
+        if entry is not None and entry.trust != trust:
+            self._by_trust[entry.trust].pop(address)
+            self._by_trust[trust][address] = None
+            entry.trust = trust
+            self._make_room()
+
+    def expire(self) -> bool:
+        """Drop what has expired; says whether anything listed changed."""
+        now = int(self._clock())
+        changed = False
+        for entry in list(self._entries.values()):
+            if entry.announcement is not None and entry.ends <= now:
+                self._drop(entry.address)
+                changed = True
+            elif dead := [i for i, page in entry.pages.items() if page.ends <= now]:
+                changed |= self._remove_pages(entry, dead)
+        return changed
+
+    def next_expiry(self) -> int | None:
+        """When the next announcement expires, unix seconds."""
+        return min((entry.ends for entry in self), default=None)
+
+    def _ends(self, event: Event) -> int:
+        end = event.created_at + self._max_age_s
+        return end if event.expiration is None else min(end, event.expiration)
+
+    def _offer_provider(self, event: Event, now: int) -> str | None:
+        if _weight(event) > self._max_provider_bytes:
+            return None
+        address, ends = event.address, self._ends(event)
+        entry = self._entries.get(address)
+        current = entry.announcement.event if entry and entry.announcement else None
+        if ends <= now:
+            # Expired on arrival: a withdrawal, if it replaces what we list.
+            if current is None or not _supersedes(event, current):
+                return None
+            event.verify()
+            self._bury_address(event.pubkey, address, event.created_at)
+            self._drop(address)
+            return address
+        if current is not None and not _supersedes(event, current):
+            return None
+        if self._buried(event) or (entry is None and self._author_is_full(event.pubkey)):
+            return None
+        announcement = parse_provider_event(event, now=now)
+        event.verify()
+        entry = entry or self._add(address)
+        previous = entry.announcement
+        entry.announcement, entry.ends = announcement, ends
+        entry.revision = next(self._revisions)
+        if previous is None or previous.urls != announcement.urls:
+            # Who proved one URL has proved nothing about another.
+            self.mark(address, Trust.NEW)
+        self._make_room()
+        return address if address in self._entries else None
+
+    def _offer_page(self, event: Event, now: int) -> str | None:
+        weight, ends = _weight(event), self._ends(event)
+        if weight > self._max_entry_bytes or ends <= now:
+            return None
+        ref = page_ref(event)
+        entry = self._entries.get(ref.provider)
+        current = entry.pages.get(ref.index) if entry else None
+        if current is not None and not _supersedes(event, current.event):
+            return None
+        if self._buried(event) or (entry is None and self._author_is_full(event.pubkey)):
+            return None
+        held = entry.weight_bytes - (current.weight_bytes if current else 0) if entry else 0
+        if held + weight > self._max_entry_bytes:
+            return None
+        event.verify()
+        entry = entry or self._add(ref.provider)
+        self._bytes += weight - (current.weight_bytes if current else 0)
+        entry.pages[ref.index] = _Page(event, weight, ends)
+        models = parse_model_pages(page.event for page in entry.pages.values())
+        changed = models is not None and tuple(models) != entry.models
+        if models is not None:
+            entry.models = tuple(models)
+            entry.revision = next(self._revisions) if changed else entry.revision
+            # A shorter set leaves pages of the longer one behind.
+            self._forget_pages(
+                entry,
+                [
+                    index
+                    for index, page in entry.pages.items()
+                    if index >= ref.total and page.event.created_at < event.created_at
+                ],
+            )
+        self._make_room()
+        return ref.provider if changed and ref.provider in self._entries else None
+
+    def _offer_deletion(self, event: Event) -> str | None:
+        own = tuple(f"{kind}:{event.pubkey}:" for kind in (KIND_PROVIDER, KIND_MODEL_PAGE))
+        limit = self._tombstones_per_author
+        addresses = [
+            address
+            for address in event.values("a")
+            if address.startswith(own) and len(address) <= _MAX_ADDRESS_CHARS
+        ][:limit]
+        ids = [id_ for id_ in event.values("e") if is_hex_key(id_)][:limit]
+        if not addresses and not ids:
+            return None
+        event.verify()
+        for address in addresses:
+            self._bury_address(event.pubkey, address, event.created_at)
+        tombs = self._tombs_of(event.pubkey)
+        for id_ in ids:
+            tombs.ids[id_] = None
+            tombs.ids.move_to_end(id_)
+            if len(tombs.ids) > limit:
+                tombs.ids.popitem(last=False)
+        return self._sweep(event.pubkey)
+
+    def _sweep(self, pubkey: str) -> str | None:
+        """Drop what the author's tombstones cover; returns a changed address, if any."""
+        changed = None
+        for address in list(self._by_author.get(pubkey, ())):
+            entry = self._entries[address]
+            event = entry.announcement.event if entry.announcement else None
+            if event is not None and self._buried(event):
+                self._drop(address)
+                changed = address
+                continue
+            dead = [i for i, page in entry.pages.items() if self._buried(page.event)]
+            if dead and self._remove_pages(entry, dead):
+                changed = address
+        return changed
+
+    def _remove_pages(self, entry: Entry, indices: list[int]) -> bool:
+        """Take pages out of what is sold; says whether something listed changed."""
+        before = entry.models
+        self._forget_pages(entry, indices)
+        models = parse_model_pages(page.event for page in entry.pages.values())
+        entry.models = tuple(models or ())
+        entry.revision = next(self._revisions)
+        if not entry.pages and entry.announcement is None:
+            self._drop(entry.address)
+        return entry.models != before
+
+    def _forget_pages(self, entry: Entry, indices: list[int]) -> None:
+        for index in indices:
+            self._bytes -= entry.pages.pop(index).weight_bytes
+
+    def _buried(self, event: Event) -> bool:
+        tombs = self._tombs.get(event.pubkey)
+        return tombs is not None and (
+            event.id in tombs.ids or event.created_at <= tombs.addresses.get(event.address, -1)
+        )
+
+    def _bury_address(self, pubkey: str, address: str, until: int) -> None:
+        addresses = self._tombs_of(pubkey).addresses
+        addresses[address] = max(until, addresses.get(address, -1))
+        addresses.move_to_end(address)
+        if len(addresses) > self._tombstones_per_author:
+            addresses.popitem(last=False)
+
+    def _tombs_of(self, pubkey: str) -> _Tombs:
+        tombs = self._tombs.setdefault(pubkey, _Tombs())
+        self._tombs.move_to_end(pubkey)
+        if len(self._tombs) > self._max_tombstones:
+            self._tombs.popitem(last=False)
+        return tombs
+
+    def _author_is_full(self, pubkey: str) -> bool:
+        return len(self._by_author.get(pubkey, ())) >= self._per_author
+
+    def _add(self, address: str) -> Entry:
+        entry = Entry(address)
+        self._entries[address] = entry
+        self._by_author.setdefault(entry.pubkey, set()).add(address)
+        self._by_trust[entry.trust][address] = None
+        return entry
+
+    def _drop(self, address: str) -> None:
+        entry = self._entries.pop(address)
+        self._bytes -= entry.weight_bytes
+        self._by_trust[entry.trust].pop(address)
+        addresses = self._by_author[entry.pubkey]
+        addresses.discard(address)
+        if not addresses:
+            del self._by_author[entry.pubkey]
+
+    def _make_room(self) -> None:
+        """Evict by trust, oldest first, until the bounds hold."""
+        while True:
+            untrusted = len(self._entries) - len(self._by_trust[Trust.PROVEN])
+            over = len(self._entries) > self._max_entries or self._bytes > self._max_bytes
+            if untrusted > self._max_entries - self._trusted_room or (over and untrusted):
+                tiers = self._by_trust[: Trust.PROVEN]
+            elif over:
+                tiers = self._by_trust[Trust.PROVEN :]
+            else:
+                return
+            self._drop(next(address for tier in tiers for address in tier))
+
+
+def _supersedes(event: Event, current: Event) -> bool:
+    """NIP-01: the newer replaces the older; of the same second the lowest id stays."""
+    return event.created_at > current.created_at or (
+        event.created_at == current.created_at and event.id < current.id
+    )
+
+
+def _weight(event: Event) -> int:
+    """About what an event takes in memory, in bytes; bounded by what its sender wrote."""
+    return 512 + len(event.content) + sum(64 + sum(map(len, tag)) for tag in event.tags)

@@ -1,0 +1,142 @@
+"""Accounts, holds and journalled operations as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from node.core.ecash import Keyset, Proof
+from node.core.money import Msat, to_msat
+from node.core.pricing import Price
+
+Role: TypeAlias = Literal["spend", "admin", "request"]
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Whom a key belongs to, and what that key may do."""
+
+    id: int
+    role: Role
+    funded: bool
+    """Whether money ever arrived; False while its first token is being redeemed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """What an account owns. ``held`` is the part set aside for requests that run."""
+
+    balance: Msat
+    held: Msat
+    mint: str
+    """Mint of the token that opened the account."""
+    unit: str
+
+    @property
+    def free(self) -> Msat:
+        return Msat(self.balance - self.held)
+
+
+@dataclass(frozen=True, slots=True)
+class HoldRequest:
+    """What to set aside, for what, at which price."""
+
+    request_id: str
+    request_key: str | None
+    """Names the request among those of its account; None when nothing names it."""
+    model: str
+    price: Price
+    max_cost: Msat
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A coin asked of a mint: secret and blinding factor follow from the counter (NUT-13)."""
+
+    amount: int
+    keyset_id: str
+    counter: int
+    keep: bool
+    """True: for our inventory. False: part of a token we issue."""
+
+
+OperationState: TypeAlias = Literal["intent", "done", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One crossing to a mint. Amounts are in the mint's unit."""
+
+    id: str
+    kind: Literal["receive", "send"]
+    state: OperationState
+    account_id: int
+    mint: str
+    unit: str
+    amount: int
+    """receive: face value offered. send: face value issued."""
+    fee: int
+    """receive: input fee the client bears. send: fee of our own swap."""
+    inputs: tuple[Proof, ...]
+    outputs: tuple[Output, ...]
+    token: str | None = None
+    """send, done: the serialised token (the outbox)."""
+    error: str | None = None
+    """failed: code of the error the client is told."""
+    attempts: int = 0
+
+    @property
+    def credit(self) -> Msat:
+        """receive: what the account is credited, in msat."""
+        return to_msat(self.amount - self.fee, self.unit)
+
+    @property
+    def value(self) -> Msat:
+        """Face value in msat."""
+        return to_msat(self.amount, self.unit)
+
+
+@dataclass(frozen=True, slots=True)
+class NewAccount:
+    """Open an account for the received token.
+
+    ``keys``: hash → what that key may do. The same token asked for again with these keys is the
+    same purpose. ``aliases``: hashes of further keys that may spend.
+    """
+
+    kind: Literal["key", "request"]
+    keys: Mapping[str, Role]
+    aliases: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a token may be issued from: a mint, the keyset for new coins, fees by keyset."""
+
+    mint: str
+    unit: str
+    keyset: Keyset
+    fee_ppk: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class IssueRequest:
+    """A token to be issued from an account. ``amount`` None: all that is free."""
+
+    operation_id: str
+    """Of the new operation; another id comes back when the request key has one."""
+    account_id: int
+    amount: Msat | None
+    request_key: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """A pay-per-request account after its request: what it cost and the change."""
+
+    cost: Msat
+    dust: Msat
+    change: Operation | None
+    open: bool = False
+    """True: no mint holds the coins for the change just now; the account keeps its money."""

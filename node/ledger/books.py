@@ -1,0 +1,181 @@
+"""The books: double entry, and the equation that says nothing was lost or made.
+
+Every transfer moves msat from one book to another, so all books together are always zero:
+
+    IN (outside world) ──▶ INPUT_FEES   what a mint kept of a client's token (NUT-02)
+                       └─▶ account      the client's money
+    account ──▶ REVENUE                 charged
+            ──▶ DUST                    too small for the mint's unit, kept
+            ──▶ OUT                     issued as a token (change, withdrawal, refund)
+            ──▶ TRANSIT ──▶ OUT         the same while a swap is under way (──▶ account if refused)
+    REVENUE ──▶ OWN_FEES                what a mint kept of our own swap
+
+    received - input fees = charged + dust + issued + in transit + open balances
+    our unspent proofs    = open balances + in transit + revenue + dust
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+from node.core.money import UNIT_MSAT, Msat
+
+
+class Book(IntEnum):
+    """The node's own books; accounts have ids from FIRST_ACCOUNT up."""
+
+    IN = 1
+    INPUT_FEES = 2
+    REVENUE = 3
+    OUT = 4
+    DUST = 5
+    OWN_FEES = 6
+    TRANSIT = 7
+
+
+FIRST_ACCOUNT = 100
+
+
+def transfer(
+    connection: sqlite3.Connection, source: int, destination: int, amount: int, reference: str
+) -> None:
+    """Move ``amount`` msat between books and keep the accounts' balances in step.
+
+    A zero amount does nothing. Raises sqlite3.IntegrityError when an account would go below
+    what is held of it.
+    """
+    if amount == 0:
+        return
+    connection.execute(
+        "INSERT INTO transfers (source, destination, amount_msat, reference, created_at)"
+        " VALUES (?, ?, ?, ?, ?)",
+        (int(source), int(destination), amount, reference, int(time.time())),
+    )
+    for book, delta in ((source, -amount), (destination, amount)):
+        if book >= FIRST_ACCOUNT:
+            connection.execute(
+                "UPDATE accounts SET balance_msat = balance_msat + ? WHERE id = ?", (delta, book)
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """A balance sheet; all in msat."""
+
+    received_msat: Msat
+    """Face value of every token taken in."""
+    input_fees_msat: Msat
+    revenue_msat: Msat
+    """Charged so far (before the node's own fees)."""
+    dust_msat: Msat
+    issued_msat: Msat
+    """Change, withdrawals and refunds."""
+    transit_msat: Msat
+    own_fees_msat: Msat
+    open_msat: Msat
+    """Balances of all accounts."""
+    held_msat: Msat
+    proofs_msat: Msat
+    """Our unspent coins, those reserved for a swap included."""
+    operations_open: int
+    holds_open: int
+
+    def problems(self) -> list[str]:
+        """What does not add up; empty when the books are right."""
+        found = []
+        left = self.received_msat - self.input_fees_msat
+        right = (
+            self.revenue_msat
+            + self.dust_msat
+            + self.issued_msat
+            + self.transit_msat
+            + self.open_msat
+        )
+        if left != right:
+            found.append(f"received - input fees = {left} msat, but uses add up to {right} msat")
+        owned = (
+            self.open_msat
+            + self.transit_msat
+            + self.revenue_msat
+            - self.own_fees_msat
+            + self.dust_msat
+        )
+        if self.proofs_msat != owned:
+            found.append(f"proofs are worth {self.proofs_msat} msat, the books say {owned} msat")
+        return found
+
+
+def sum_books(connection: sqlite3.Connection) -> Books:
+    """Add up everything from the transfers and the proofs. Reads whole tables.
+
+    Open balances are summed from the transfers; ``account_discrepancies`` compares them with
+    what the accounts say.
+    """
+    sums = dict.fromkeys(Book, 0)
+    accounts = 0
+    for book, amount in connection.execute(
+        "SELECT book, SUM(amount) FROM ("
+        " SELECT destination AS book, amount_msat AS amount FROM transfers"
+        " UNION ALL SELECT source, -amount_msat FROM transfers) GROUP BY book"
+    ):
+        if book >= FIRST_ACCOUNT:
+            accounts += amount
+        else:
+            sums[Book(book)] = amount
+    proofs = sum(
+        amount * UNIT_MSAT[unit]
+        for unit, amount in connection.execute(
+            "SELECT unit, SUM(amount) FROM proofs"
+            " WHERE state IN ('unspent', 'reserved') GROUP BY unit"
+        )
+    )
+
+    def one(query: str) -> int:
+        return int(connection.execute(query).fetchone()[0] or 0)
+
+    return Books(
+        received_msat=Msat(-sums[Book.IN]),
+        input_fees_msat=Msat(sums[Book.INPUT_FEES]),
+        revenue_msat=Msat(sums[Book.REVENUE] + sums[Book.OWN_FEES]),
+        dust_msat=Msat(sums[Book.DUST]),
+        issued_msat=Msat(sums[Book.OUT]),
+        transit_msat=Msat(sums[Book.TRANSIT]),
+        own_fees_msat=Msat(sums[Book.OWN_FEES]),
+        open_msat=Msat(accounts),
+        held_msat=Msat(one("SELECT SUM(max_cost_msat) FROM holds WHERE state = 'held'")),
+        proofs_msat=Msat(proofs),
+        operations_open=one("SELECT COUNT(*) FROM operations WHERE state = 'intent'"),
+        holds_open=one("SELECT COUNT(*) FROM holds WHERE state = 'held'"),
+    )
+
+
+def account_discrepancies(connection: sqlite3.Connection) -> list[str]:
+    """Accounts whose stored balance or held sum differs from their transfers and holds."""
+    rows = connection.execute(
+        "SELECT a.id, a.balance_msat, a.held_msat,"
+        " (SELECT COALESCE(SUM(amount_msat), 0) FROM transfers WHERE destination = a.id)"
+        " - (SELECT COALESCE(SUM(amount_msat), 0) FROM transfers WHERE source = a.id),"
+        " (SELECT COALESCE(SUM(max_cost_msat), 0) FROM holds"
+        "  WHERE account_id = a.id AND state = 'held')"
+        " FROM accounts a"
+    )
+    return [
+        f"account {id_}: balance {balance} msat, transfers say {moved}; "
+        f"held {held} msat, holds say {holding}"
+        for id_, balance, held, moved, holding in rows
+        if balance != moved or held != holding
+    ]
+
+
+def read_books(path: Path) -> Books:
+    """The balance sheet of a database file, from outside the node, while it may be running."""
+    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10.0)
+    try:
+        connection.execute("BEGIN")
+        return sum_books(connection)
+    finally:
+        connection.close()

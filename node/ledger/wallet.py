@@ -1,0 +1,472 @@
+"""The wallet's half of the database: coins, keysets, counters, and the journal.
+
+    receive     begin ──▶ intent ──▶ done      coins stored and the account credited, at once
+                            └──────▶ failed    nothing was ours; the coins may be offered again
+
+    send        begin ──▶ done                 the inventory had the coins: no mint needed
+                  └─────▶ intent ──▶ done      after a swap
+                            └──────▶ failed    coins and money are back where they were
+
+| step                | in one transaction                                                      |
+|---------------------|-------------------------------------------------------------------------|
+| begin receive       | account, its key hashes, claim on every coin, counters, intent          |
+| finish receive      | our new coins, IN → account and IN → INPUT_FEES, done                   |
+| begin send, exact   | account → OUT, coins issued, the token in the outbox, done              |
+| begin send, swap    | account → TRANSIT, coins reserved, counters, intent                     |
+| finish send         | inputs spent, new coins, TRANSIT → OUT, REVENUE → OWN_FEES, token, done |
+| fail                | claims or reservations freed, TRANSIT → account                         |
+
+The outbox is the ``token`` of a send: stored before anything is sent, so that asking again
+under the same request key gives the same token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import cast
+
+from node.core.accounts import Closed, IssueRequest, NewAccount, Operation, Source
+from node.core.denominations import pick_exact, plan_outputs, split
+from node.core.ecash import Keyset, Proof, Token
+from node.core.money import Msat, to_msat, whole_units
+from node.core.usage import Usage
+from node.errors import (
+    IdempotencyConflict,
+    InsufficientBalance,
+    InvalidValue,
+    MintLiquidity,
+    Pending,
+)
+from node.ledger.accounts import read_balance, release_hold, settle_hold
+from node.ledger.books import Book, transfer
+from node.ledger.coins import cover, stock, store_coins, take, with_counters
+from node.ledger.database import Database
+from node.ledger.operations import (
+    claimed,
+    forget_unfunded,
+    insert_operation,
+    load_operation,
+    move,
+    open_account,
+    operation_from,
+)
+
+Serialize = Callable[[str, str, Sequence[Proof]], str]
+"""(mint, unit, proofs) → a token."""
+
+
+class SqliteWalletStore:
+    """Implements ``node.ports.WalletStore``."""
+
+    def __init__(self, database: Database, serialize: Serialize) -> None:
+        self._db = database
+        self._serialize = serialize
+
+    # -- keysets ---------------------------------------------------------------------------
+
+    async def keysets(self, mint: str) -> list[Keyset]:
+        """The keysets of ``mint`` as last stored."""
+        rows = await self._db.read(
+            lambda conn: conn.execute("SELECT * FROM keysets WHERE mint = ?", (mint,)).fetchall()
+        )
+        return [
+            Keyset(
+                id=row["id"],
+                unit=row["unit"],
+                active=bool(row["active"]),
+                input_fee_ppk=row["input_fee_ppk"],
+                keys={int(amount): key for amount, key in json.loads(row["keys"]).items()},
+            )
+            for row in rows
+        ]
+
+    async def save_keysets(self, mint: str, keysets: Iterable[Keyset]) -> None:
+        """Store what a mint lists; keysets it no longer lists are kept, inactive."""
+        rows = [
+            (mint, k.id, k.unit, int(k.active), k.input_fee_ppk, json.dumps(dict(k.keys)))
+            for k in keysets
+        ]
+
+        def work(conn: sqlite3.Connection) -> None:
+            conn.execute("UPDATE keysets SET active = 0 WHERE mint = ?", (mint,))
+            conn.executemany("INSERT OR REPLACE INTO keysets VALUES (?, ?, ?, ?, ?, ?)", rows)
+
+        await self._db.write(work)
+
+    # -- receive ---------------------------------------------------------------------------
+
+    def begin_receive(
+        self,
+        operation_id: str,
+        token: Token,
+        ys: Sequence[str],
+        fee: int,
+        keyset: Keyset,
+        into: NewAccount | int,
+    ) -> asyncio.Future[Operation]:
+        """Claim the token's coins for an account and journal the swap.
+
+        Args:
+            operation_id: of the new operation; another id comes back when one exists.
+            ys: NUT-00 Y of each proof, in order.
+            fee: the mint's input fee, in its unit; below the token's amount.
+            keyset: the active keyset of our outputs.
+            into: an account's id, or the account to open.
+
+        The same token for the same purpose gives the operation that exists. Raises
+        TokenAlreadySpent when a coin was offered before for anything else, InvalidValue when a
+        key for the new account is taken.
+        """
+
+        def work(conn: sqlite3.Connection) -> Operation:
+            known = claimed(conn, ys, into)
+            if known is not None:
+                return known
+            account_id = (
+                into if isinstance(into, int) else open_account(conn, into, token.mint, token.unit)
+            )
+            amounts = plan_outputs(token.amount - fee, stock(conn, token.mint, token.unit))
+            operation = Operation(
+                id=operation_id,
+                kind="receive",
+                state="intent",
+                account_id=account_id,
+                mint=token.mint,
+                unit=token.unit,
+                amount=token.amount,
+                fee=fee,
+                inputs=token.proofs,
+                outputs=with_counters(conn, keyset.id, [(amount, True) for amount in amounts]),
+            )
+            insert_operation(conn, operation, None)
+            conn.executemany(
+                "INSERT INTO receive_inputs VALUES (?, ?)", [(y, operation.id) for y in ys]
+            )
+            return operation
+
+        return self._db.write(work)
+
+    def finish_receive(
+        self, operation: Operation, coins: Sequence[tuple[str, Proof]]
+    ) -> asyncio.Future[None]:
+        """Store our new coins (Y, proof) and credit the account. Idempotent."""
+
+        def work(conn: sqlite3.Connection) -> None:
+            if not move(conn, operation.id, "done"):
+                return
+            store_coins(conn, operation, coins, "unspent")
+            reference = f"op:{operation.id}"
+            fee = to_msat(operation.fee, operation.unit)
+            transfer(conn, Book.IN, Book.INPUT_FEES, fee, reference)
+            transfer(conn, Book.IN, operation.account_id, operation.credit, reference)
+
+        return self._db.write(work)
+
+    # -- send ------------------------------------------------------------------------------
+
+    def begin_send(
+        self, request: IssueRequest, sources: Sequence[Source]
+    ) -> asyncio.Future[Operation]:
+        """Issue a token from the first source that can; done at once, or an intent to swap.
+
+        Raises InsufficientBalance, MintLiquidity, IdempotencyConflict (same request key, other
+        amount).
+        """
+        return self._db.write(lambda conn: self._issue(conn, request, sources))
+
+    def finish_send(
+        self,
+        operation: Operation,
+        kept: Sequence[tuple[str, Proof]],
+        issued: Sequence[tuple[str, Proof]],
+    ) -> asyncio.Future[Operation]:
+        """The swap went through: put the token into the outbox. Idempotent."""
+
+        def work(conn: sqlite3.Connection) -> Operation:
+            if move(conn, operation.id, "done"):
+                conn.execute(
+                    "UPDATE proofs SET state = 'spent' WHERE operation_id = ?"
+                    " AND state = 'reserved'",
+                    (operation.id,),
+                )
+                store_coins(conn, operation, kept, "unspent")
+                store_coins(conn, operation, issued, "issued")
+                token = self._serialize(
+                    operation.mint, operation.unit, [proof for _, proof in issued]
+                )
+                conn.execute("UPDATE operations SET token = ? WHERE id = ?", (token, operation.id))
+                reference = f"op:{operation.id}"
+                fee = to_msat(operation.fee, operation.unit)
+                transfer(conn, Book.TRANSIT, Book.OUT, operation.value, reference)
+                transfer(conn, Book.REVENUE, Book.OWN_FEES, fee, reference)
+            return load_operation(conn, operation.id)
+
+        return self._db.write(work)
+
+    def settle_and_close(
+        self,
+        operation_id: str,
+        hold_id: int,
+        cost: Msat,
+        usage: Usage | None,
+        sources: Sequence[Source],
+    ) -> asyncio.Future[Closed]:
+        """End a pay-per-request account: charge, issue its change, book the dust; one commit.
+
+        ``usage`` None releases the hold instead of settling it. ``operation_id`` is the
+        change's, should there be any.
+        """
+
+        def work(conn: sqlite3.Connection) -> Closed:
+            account_id = conn.execute(
+                "SELECT account_id FROM holds WHERE id = ?", (hold_id,)
+            ).fetchone()["account_id"]
+            charged = Msat(0)
+            if usage is None:
+                release_hold(conn, hold_id)
+            else:
+                charged = settle_hold(conn, hold_id, cost, usage)
+            return self._close(conn, operation_id, account_id, charged, sources)
+
+        return self._db.write(work)
+
+    def close_idle(
+        self, operation_id: str, account_id: int, sources: Sequence[Source]
+    ) -> asyncio.Future[Closed]:
+        """Issue what an unused pay-per-request account holds. Raises Pending while it is used."""
+
+        def work(conn: sqlite3.Connection) -> Closed:
+            if read_balance(conn, account_id).held:
+                raise Pending("this request is being answered now", retry_after_s=2)
+            return self._close(conn, operation_id, account_id, Msat(0), sources)
+
+        return self._db.write(work)
+
+    def _close(
+        self,
+        conn: sqlite3.Connection,
+        operation_id: str,
+        account_id: int,
+        cost: Msat,
+        sources: Sequence[Source],
+    ) -> Closed:
+        change = None
+        balance = read_balance(conn, account_id).balance
+        if any(whole_units(balance, source.unit) for source in sources):
+            try:
+                request = IssueRequest(operation_id, account_id, None, "change")
+                change = self._issue(conn, request, sources)
+            except MintLiquidity:
+                # The charge must stand; the account stays open and its owner asks for the rest.
+                return Closed(cost, Msat(0), None, open=True)
+        dust = read_balance(conn, account_id).balance
+        transfer(conn, account_id, Book.DUST, dust, f"close:{account_id}")
+        conn.execute("UPDATE accounts SET state = 'closed' WHERE id = ?", (account_id,))
+        return Closed(cost, dust, change)
+
+    def _issue(
+        self, conn: sqlite3.Connection, request: IssueRequest, sources: Sequence[Source]
+    ) -> Operation:
+        if request.request_key is not None:
+            row = conn.execute(
+                "SELECT * FROM operations WHERE account_id = ? AND kind = 'send'"
+                " AND request_key = ?",
+                (request.account_id, request.request_key),
+            ).fetchone()
+            if row is not None:
+                known = operation_from(row)
+                if request.amount not in (None, known.value):
+                    raise IdempotencyConflict
+                return known
+        free = read_balance(conn, request.account_id).free
+        wanted = free if request.amount is None else request.amount
+        if wanted > free or wanted <= 0:
+            raise InsufficientBalance(f"{free} msat are available")
+        short: MintLiquidity | InsufficientBalance = MintLiquidity()
+        for source in sources:
+            amount = whole_units(wanted, source.unit)
+            if amount == 0:
+                short = InsufficientBalance(
+                    f"{free} msat are available; the least a token can carry is 1 {source.unit}"
+                )
+                continue
+            if request.amount is not None and to_msat(amount, source.unit) != wanted:
+                raise InvalidValue(f"a token of this mint carries whole {source.unit}s only")
+            operation = self._issue_from(conn, request, source, amount)
+            if operation is not None:
+                return operation
+        raise short
+
+    def _issue_from(
+        self, conn: sqlite3.Connection, request: IssueRequest, source: Source, amount: int
+    ) -> Operation | None:
+        """A token of ``amount`` units from one mint; None when it does not hold that much."""
+        held = stock(conn, source.mint, source.unit)
+        operation_id = request.operation_id
+        value = to_msat(amount, source.unit)
+        base = Operation(
+            id=operation_id,
+            kind="send",
+            state="done",
+            account_id=request.account_id,
+            mint=source.mint,
+            unit=source.unit,
+            amount=amount,
+            fee=0,
+            inputs=(),
+            outputs=(),
+        )
+        exact = pick_exact(amount, held)
+        if exact is not None:
+            proofs = take(conn, source, exact, operation_id, "issued")
+            token = self._serialize(source.mint, source.unit, proofs)
+            operation = replace(base, token=token)
+            insert_operation(conn, operation, request.request_key)
+            transfer(conn, request.account_id, Book.OUT, value, f"op:{operation_id}")
+            return operation
+        picked, fee = cover(conn, source, amount, held)
+        if picked is None:
+            return None
+        inputs = take(conn, source, picked, operation_id, "reserved")
+        kept = sum(proof.amount for proof in inputs) - amount - fee
+        rest = {d: count - picked.get(d, 0) for d, count in held.items()}
+        amounts = [(a, False) for a in split(amount)]
+        amounts += [(a, True) for a in plan_outputs(kept, rest)]
+        amounts.sort()  # NUT-03: the order says nothing about which are ours
+        operation = replace(
+            base,
+            state="intent",
+            fee=fee,
+            inputs=tuple(inputs),
+            outputs=with_counters(conn, source.keyset.id, amounts),
+        )
+        insert_operation(conn, operation, request.request_key)
+        transfer(conn, request.account_id, Book.TRANSIT, value, f"op:{operation_id}")
+        return operation
+
+    # -- both ------------------------------------------------------------------------------
+
+    def fail(self, operation: Operation, error: str) -> asyncio.Future[None]:
+        """The mint refused and nothing moved: undo the intent. Idempotent.
+
+        Args:
+            error: code of the error the client is told.
+        """
+
+        def work(conn: sqlite3.Connection) -> None:
+            if not move(conn, operation.id, "failed"):
+                return
+            conn.execute(
+                "UPDATE operations SET error = ?, request_key = NULL WHERE id = ?",
+                (error, operation.id),
+            )
+            if operation.kind == "receive":
+                conn.execute("DELETE FROM receive_inputs WHERE operation_id = ?", (operation.id,))
+                forget_unfunded(conn, operation.account_id)
+                return
+            conn.execute(
+                "UPDATE proofs SET state = 'unspent' WHERE operation_id = ? AND state = 'reserved'",
+                (operation.id,),
+            )
+            transfer(
+                conn,
+                Book.TRANSIT,
+                operation.account_id,
+                operation.value,
+                f"op:{operation.id}",
+            )
+            conn.execute("UPDATE accounts SET state = 'open' WHERE id = ?", (operation.account_id,))
+
+        return self._db.write(work)
+
+    async def note_attempt(self, operation_id: str) -> None:
+        """Count a try whose outcome is still unknown."""
+        await self._db.write(
+            lambda conn: conn.execute(
+                "UPDATE operations SET attempts = attempts + 1, updated_at = ? WHERE id = ?",
+                (int(time.time()), operation_id),
+            )
+        )
+
+    async def operation(self, operation_id: str) -> Operation:
+        """One operation as it stands."""
+        return await self._db.read(lambda conn: load_operation(conn, operation_id))
+
+    async def open_operations(self) -> list[Operation]:
+        """Every intent, oldest first: what recovery has to finish."""
+        rows = await self._db.read(
+            lambda conn: conn.execute(
+                "SELECT * FROM operations WHERE state = 'intent' ORDER BY created_at, id"
+            ).fetchall()
+        )
+        return [operation_from(row) for row in rows]
+
+    async def last_send(self, account_id: int) -> Operation | None:
+        """The newest token issued, or being issued, from an account."""
+        row = await self._db.read(
+            lambda conn: conn.execute(
+                "SELECT * FROM operations WHERE account_id = ? AND kind = 'send'"
+                " AND state <> 'failed' ORDER BY rowid DESC LIMIT 1",
+                (account_id,),
+            ).fetchone()
+        )
+        return None if row is None else operation_from(row)
+
+    async def idle_request_accounts(self, older_than_s: int) -> list[int]:
+        """Open pay-per-request accounts with money nobody is using, of at least that age."""
+        limit = int(time.time()) - older_than_s
+        rows = await self._db.read(
+            lambda conn: conn.execute(
+                "SELECT id FROM accounts WHERE kind = 'request' AND state = 'open'"
+                " AND held_msat = 0 AND balance_msat > 0 AND created_at <= ?",
+                (limit,),
+            ).fetchall()
+        )
+        return [row["id"] for row in rows]
+
+    async def account_state(self, account_id: int) -> tuple[str, bool]:
+        """(``open`` or ``closed``, whether a hold is open)."""
+        row = await self._db.read(
+            lambda conn: conn.execute(
+                "SELECT state, EXISTS (SELECT 1 FROM holds WHERE account_id = a.id"
+                " AND state = 'held') AS held FROM accounts a WHERE id = ?",
+                (account_id,),
+            ).fetchone()
+        )
+        return row["state"], bool(row["held"])
+
+    async def receive_of(self, account_id: int) -> Operation | None:
+        """The operation that funds, or will fund, a pay-per-request account."""
+        row = await self._db.read(
+            lambda conn: conn.execute(
+                "SELECT * FROM operations WHERE account_id = ? AND kind = 'receive'"
+                " AND state <> 'failed' ORDER BY rowid LIMIT 1",
+                (account_id,),
+            ).fetchone()
+        )
+        return None if row is None else operation_from(row)
+
+    async def holdings(self) -> dict[tuple[str, str], int]:
+        """(mint, unit) → unspent coins, in that unit."""
+        rows = await self._db.read(
+            lambda conn: conn.execute(
+                "SELECT mint, unit, SUM(amount) AS total FROM proofs WHERE state = 'unspent'"
+                " GROUP BY mint, unit"
+            ).fetchall()
+        )
+        return {(row["mint"], row["unit"]): row["total"] for row in rows}
+
+    async def secret(self, name: str, make: Callable[[], str]) -> str:
+        """A secret kept in the database, made on first use."""
+
+        def work(conn: sqlite3.Connection) -> str:
+            conn.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", (name, make()))
+            row = conn.execute("SELECT value FROM meta WHERE key = ?", (name,)).fetchone()
+            return cast("str", row["value"])
+
+        return await self._db.write(work)

@@ -1,0 +1,72 @@
+"""Telling systemd how we are (sd_notify(3)); does nothing where systemd did not start us."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import time
+
+import structlog
+
+log = structlog.get_logger()
+
+SEND_TIMEOUT_S = 1.0
+
+
+def notify(*states: str) -> bool:
+    """Send states such as ``READY=1`` to ``$NOTIFY_SOCKET``.
+
+    Returns whether they were sent; never raises, as the node runs just as well unobserved.
+    """
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address.startswith(("/", "@")):
+        return False
+    # "@" stands for the zero byte that begins an abstract address.
+    target = "\0" + address[1:] if address.startswith("@") else address
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            sock.settimeout(SEND_TIMEOUT_S)
+            sock.connect(target)
+            sock.sendall("\n".join(states).encode())
+    except OSError as error:
+        log.warning("sd_notify_failed", reason=error.strerror)
+        return False
+    return True
+
+
+def ready(status: str = "") -> bool:
+    """The node serves."""
+    return notify("READY=1", *([f"STATUS={status}"] if status else []))
+
+
+def stopping(status: str = "") -> bool:
+    """The node drains and stops."""
+    return notify("STOPPING=1", *([f"STATUS={status}"] if status else []))
+
+
+def reloading() -> bool:
+    """The node re-reads its settings; :func:`ready` ends it."""
+    return notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+
+def watchdog_interval_s() -> float | None:
+    """How often systemd wants a sign of life, halved to be safe; None when it does not."""
+    if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return None
+    with contextlib.suppress(ValueError):
+        microseconds = int(os.environ.get("WATCHDOG_USEC", ""))
+        if microseconds > 0:
+            return microseconds / 2_000_000
+    return None
+
+
+async def watchdog() -> None:
+    """Give the sign of life for as long as the event loop turns; returns if none is wanted."""
+    interval_s = watchdog_interval_s()
+    if interval_s is None:
+        return
+    while True:
+        notify("WATCHDOG=1")
+        await asyncio.sleep(interval_s)

@@ -1,0 +1,227 @@
+"""Accounts as clients know them: opened by a token, found by a key, topped up, paid out."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from dataclasses import dataclass
+
+from node.core.accounts import Account, Balance, NewAccount, Operation, Role
+from node.core.ecash import Token
+from node.core.exchange import Request
+from node.core.money import Msat, whole_units
+from node.errors import (
+    InsufficientBalance,
+    InvalidApiKey,
+    InvalidValue,
+    MissingKey,
+    NotFound,
+    Pending,
+)
+from node.ports import Ledger, Wallet, WalletStore
+
+MIN_ADMIN_KEY_CHARS = 16
+MAX_ADMIN_KEY_CHARS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A new account, or the one the same token opened before."""
+
+    api_key: str
+    account_id: int
+    mint: str
+    unit: str
+
+
+def is_token(text: str) -> bool:
+    """Whether a key is a Cashu token."""
+    return text.startswith(("cashuA", "cashuB"))
+
+
+def hash_key(key: str) -> str:
+    """SHA-256 of a key, hex: all that is ever stored of it."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def bearer(request: Request) -> str:
+    """The key of ``Authorization: Bearer …``. Raises MissingKey."""
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    key = key.strip()
+    if scheme.lower() != "bearer" or not key:
+        raise MissingKey
+    return key
+
+
+def request_account(token: Token) -> NewAccount:
+    """The account that ``token`` opens when it pays for one request."""
+    return NewAccount("request", {hash_key(request_account_key(token)): "request"})
+
+
+def request_account_key(token: Token) -> str:
+    """Names that account by the token's coins, however they were serialised."""
+    return f"x-cashu:{_coins(token)}"
+
+
+def _coins(token: Token) -> str:
+    secrets = "\n".join(sorted(proof.secret for proof in token.proofs))
+    return hashlib.sha256(f"{token.mint}\n{secrets}".encode()).hexdigest()
+
+
+class Accounts:
+    """Opens, finds, tops up and pays out accounts.
+
+    Args:
+        key_secret: API keys are an HMAC of the coins that paid for them under this secret, so
+            a client whose answer was lost asks again and gets the same key.
+    """
+
+    def __init__(
+        self, ledger: Ledger, wallet: Wallet, store: WalletStore, key_secret: bytes
+    ) -> None:
+        self._ledger = ledger
+        self._wallet = wallet
+        self._store = store
+        self._key_secret = key_secret
+
+    async def authenticate(self, request: Request) -> Account:
+        """Whose request this is; redeems a token that is used as a key for the first time.
+
+        Raises MissingKey, InvalidApiKey, Pending, and all that ``Wallet.receive`` raises.
+        """
+        key = bearer(request)
+        try:
+            account = await self._ledger.account(key)
+        except InvalidApiKey:
+            if not is_token(key):
+                raise
+            account = None
+        if account is None or (not account.funded and is_token(key)):
+            opened = await self.open(key)
+            return Account(opened.account_id, "spend", funded=True)
+        if account.role == "request":
+            raise InvalidApiKey
+        if not account.funded:
+            raise Pending("the token behind this key is still being redeemed", retry_after_s=5)
+        return account
+
+    def api_key(self, request: Request) -> str:
+        """The ``sk-…`` key of the request's account, when it authenticated with a token."""
+        key = bearer(request)
+        return self._derive(self._wallet.accept(key)) if is_token(key) else key
+
+    async def open(self, text: str, admin_key: str | None = None) -> Opened:
+        """Redeem a token into an account with an API key of its own.
+
+        Args:
+            admin_key: chosen by the client; once there is one, only it may withdraw.
+
+        Raises what ``Wallet.receive`` raises, and InvalidValue.
+        """
+        text = text.strip()
+        api_key = self._derive(self._wallet.accept(text))
+        keys: dict[str, Role] = {hash_key(api_key): "spend"}
+        if admin_key is not None:
+            if not MIN_ADMIN_KEY_CHARS <= len(admin_key) <= MAX_ADMIN_KEY_CHARS:
+                raise InvalidValue(
+                    f"admin_key must have {MIN_ADMIN_KEY_CHARS} to {MAX_ADMIN_KEY_CHARS}"
+                    " characters",
+                    param="admin_key",
+                )
+            keys[hash_key(admin_key)] = "admin"
+        new = NewAccount("key", keys, aliases=frozenset({hash_key(text)}))
+        operation = await self._wallet.receive(text, new)
+        return Opened(api_key, operation.account_id, operation.mint, operation.unit)
+
+    async def balance_of(self, account_id: int) -> Balance:
+        """What the account owns."""
+        return await self._ledger.balance(account_id)
+
+    async def topup(self, account: Account, text: str) -> Msat:
+        """Redeem a token into the account; returns what was added. Idempotent by token."""
+        operation = await self._wallet.receive(text.strip(), account.id)
+        return operation.credit
+
+    async def withdraw(
+        self,
+        account: Account,
+        amount: Msat | None = None,
+        *,
+        mint: str | None = None,
+        request_key: str | None = None,
+    ) -> Operation:
+        """Issue a token from the account.
+
+        Args:
+            amount: None for all that is free.
+            mint: the mint to issue from; by default the one that opened the account is preferred.
+            request_key: asking again under it gives the same token. Without one, a token that
+                was being issued, or that emptied the account, is given again.
+
+        Raises InvalidApiKey when only an admin key may withdraw, and what ``Wallet.issue`` raises.
+        """
+        if account.role != "admin" and await self._ledger.has_admin_key(account.id):
+            raise InvalidApiKey("only the admin key of this account may withdraw")
+        if request_key is None:
+            again = await self._unanswered(account, amount, mint)
+            if again is not None:
+                return again
+        balance = await self._ledger.balance(account.id)
+        return await self._wallet.issue(
+            account.id, amount, prefer=balance.mint, only=mint, request_key=request_key
+        )
+
+    async def _unanswered(
+        self, account: Account, amount: Msat | None, mint: str | None
+    ) -> Operation | None:
+        """The last token of the account, if this looks like its client asking again."""
+        last = await self._store.last_send(account.id)
+        if last is None or mint not in (None, last.mint):
+            return None
+        pending = last.state == "intent"
+        if pending:
+            last = await self._wallet.finish(last)
+        if last.state != "done" or amount not in (None, last.value):
+            return None
+        balance = await self._ledger.balance(account.id)
+        emptied = balance.held == 0 and whole_units(balance.balance, last.unit) == 0
+        return last if pending or emptied else None
+
+    async def change_of(self, text: str) -> Operation:
+        """The change of the request that the token ``text`` paid for (NUT-24 clients' lookup).
+
+        Whoever knows the token may have its change. Raises NotFound, Pending,
+        InsufficientBalance when the request used it up.
+        """
+        token = self._wallet.accept(text.strip())
+        try:
+            account = await self._ledger.account(request_account_key(token))
+        except InvalidApiKey:
+            raise NotFound("no request was paid with this token") from None
+        if not account.funded:
+            raise Pending("the token is still being redeemed", retry_after_s=5)
+        change = await self.close_request(account.id)
+        if change is None:
+            raise InsufficientBalance("the request left no change")
+        return change
+
+    async def close_request(self, account_id: int) -> Operation | None:
+        """The change of a pay-per-request account, issued now if nothing uses it any more.
+
+        None when there is none. Raises Pending while the request runs or the mint is awaited.
+        """
+        state, held = await self._store.account_state(account_id)
+        if held:
+            raise Pending("the request is still running", retry_after_s=2)
+        if state == "open":
+            closed = await self._wallet.close_idle(account_id)
+            change = closed.change
+        else:
+            change = await self._store.last_send(account_id)
+        if change is not None and change.token is None:
+            change = await self._wallet.finish(change)
+        return change
+
+    def _derive(self, token: Token) -> str:
+        digest = hmac.new(self._key_secret, _coins(token).encode(), hashlib.sha256)
+        return f"sk-{digest.hexdigest()}"

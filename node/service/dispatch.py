@@ -1,0 +1,191 @@
+"""One entry for both carriages: finds the endpoint of a request and runs it.
+
+The routes of all endpoints are in ``node.service.routes``; this is the machinery.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import orjson
+import structlog
+
+from node.core.exchange import Chunk, Failed, Receipt, ReplyEvent, Request, Started
+from node.errors import InternalError, MethodNotAllowed, NodeError, NotFound, ServerDraining
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The answer of a plain endpoint: ``document`` becomes JSON; None sends no body."""
+
+    document: Any
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+Plain: TypeAlias = Callable[[Request, Mapping[str, str]], Awaitable[Reply]]
+Streaming: TypeAlias = Callable[[Request], AsyncGenerator[ReplyEvent, None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """``path`` may hold ``{name}`` (one segment) and ``{name:path}`` (the rest).
+
+    One of ``plain`` and ``streaming`` is set. ``bare``: also reachable without ``/v1``.
+    """
+
+    method: str
+    path: str
+    summary: str
+    plain: Plain | None = None
+    streaming: Streaming | None = None
+    bare: bool = False
+
+
+def _pattern(path: str) -> re.Pattern[str]:
+    parts = []
+    for piece in re.split(r"(\{\w+(?::path)?\})", path):
+        if piece.endswith(":path}"):
+            parts.append(f"(?P<{piece[1:-6]}>.+)")
+        elif piece.startswith("{"):
+            parts.append(f"(?P<{piece[1:-1]}>[^/]+)")
+        else:
+            parts.append(re.escape(piece))
+    return re.compile("".join(parts))
+
+
+class Dispatcher:
+    """Runs requests; knows how many run, and can drain."""
+
+    def __init__(self, routes: Sequence[Route]) -> None:
+        self.routes = tuple(routes)
+        self._exact: dict[str, dict[str, Route]] = {}
+        self._patterns: list[tuple[re.Pattern[str], Route]] = []
+        for route in routes:
+            if "{" in route.path:
+                self._patterns.append((_pattern(route.path), route))
+                continue
+            self._exact.setdefault(route.path, {})[route.method] = route
+            if route.bare:
+                bare = route.path.removeprefix("/v1")
+                self._exact.setdefault(bare, {})[route.method] = route
+        self._active = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.draining = False
+
+    async def handle(self, request: Request) -> AsyncGenerator[ReplyEvent, None]:
+        """The events of one request. Never raises a NodeError: errors come as ``Failed``.
+
+        Callers must ``aclose`` it when the client is gone.
+        """
+        began = time.monotonic()
+        status = 0
+        receipt = Receipt()
+        code = ""
+        self._active += 1
+        self._idle.clear()
+        events = self._events(request)
+        try:
+            async for event in events:
+                match event:
+                    case Started():
+                        status = event.status
+                    case Failed():
+                        status, code = event.error.status, event.error.code
+                        receipt = event.receipt
+                        if event.error.private:
+                            log.warning(
+                                "request_failed",
+                                request_id=request.request_id,
+                                code=code,
+                                reason=event.error.private,
+                            )
+                    case Receipt():
+                        receipt = event
+                    case Chunk():
+                        pass
+                yield event
+        finally:
+            await events.aclose()
+            self._active -= 1
+            if not self._active:
+                self._idle.set()
+            log.info(
+                "request",
+                request_id=request.request_id,
+                carriage=request.carriage,
+                method=request.method,
+                path=request.path,
+                status=status,
+                code=code,
+                cost_msat=receipt.cost,
+                duration_ms=round((time.monotonic() - began) * 1000, 1),
+            )
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Refuse new requests and wait for those that run; False when some still do."""
+        self.draining = True
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        return True
+
+    async def _events(self, request: Request) -> AsyncGenerator[ReplyEvent, None]:
+        started = False
+        try:
+            if self.draining:
+                raise ServerDraining(retry_after_s=30)
+            route, params = self._find(request.method, request.path)
+            if route.streaming is not None:
+                stream = route.streaming(request)
+                try:
+                    async for event in stream:
+                        started = True
+                        yield event
+                finally:
+                    await stream.aclose()
+                return
+            assert route.plain is not None
+            reply = await route.plain(request, params)
+        except NodeError as error:
+            yield Failed(error)
+            return
+        except Exception as error:  # a bug: the client gets the id, the log the rest
+            log.exception("internal_error", request_id=request.request_id)
+            failure = InternalError(private=type(error).__name__)
+            if not started:
+                yield Failed(failure)
+                return
+            yield Chunk(b"data: " + failure.body(request.request_id) + b"\n\n")
+            yield Receipt()
+            return
+        headers = {"content-type": "application/json", **reply.headers}
+        yield Started(reply.status, headers)
+        if reply.document is not None:
+            yield Chunk(orjson.dumps(reply.document))
+        yield Receipt()
+
+    def _find(self, method: str, path: str) -> tuple[Route, Mapping[str, str]]:
+        by_method = self._exact.get(path)
+        if by_method is not None:
+            route = by_method.get(method)
+            if route is None:
+                raise MethodNotAllowed
+            return route, {}
+        other_method = False
+        for pattern, route in self._patterns:
+            found = pattern.fullmatch(path)
+            if found:
+                if route.method == method:
+                    return route, found.groupdict()
+                other_method = True
+        raise MethodNotAllowed if other_method else NotFound

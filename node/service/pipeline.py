@@ -1,0 +1,166 @@
+"""The one way a paid call goes: prepare → payer → hold → forward → meter → settle.
+
+    hold ──▶ open upstream ──▶ chunks … ──▶ settle ──▶ Receipt
+      │            │             │  │
+      │            │             │  └─ upstream breaks off: settle what was seen, SSE error
+      │            │             └──── client gone: upstream cancelled, settle what was seen
+      │            └────────────────── upstream fails before the first byte: release
+      └─────────────────────────────── cannot pay: nothing happened
+
+Settled or released exactly once: the payer's hold makes a second attempt a no-op, and both have
+queued their effect before they first wait, so a cancelled task changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+
+import structlog
+
+from node.core.accounts import HoldRequest
+from node.core.catalog import Catalog
+from node.core.exchange import Chunk, Failed, Receipt, ReplyEvent, Request, Started
+from node.core.money import Msat
+from node.errors import InternalError, NodeError, UpstreamFailed
+from node.ports import Upstream, UpstreamCall, UpstreamReply
+from node.service.metering import Meter, PreparedCall, meter_for
+from node.service.payers import Payer, Refused
+
+log = structlog.get_logger()
+
+Prepare = Callable[[Request, Catalog], PreparedCall]
+"""Reads a request of one endpoint; the place where a new paid endpoint begins."""
+
+
+class Pipeline:
+    """Runs paid calls.
+
+    Args:
+        choose_payer: the payer a request names; raises NodeErrors.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        choose_payer: Callable[[Request], Awaitable[Payer]],
+        upstream: Upstream,
+    ) -> None:
+        self._catalog = catalog
+        self._choose_payer = choose_payer
+        self._upstream = upstream
+
+    async def run(self, request: Request, prepare: Prepare) -> AsyncGenerator[ReplyEvent, None]:
+        """The events of one call. Close the generator when the client is gone."""
+        try:
+            call = prepare(request, self._catalog)
+            payer = await self._choose_payer(request)
+            price = call.model.price
+            max_cost = price.quote(call.max_prompt_tokens, call.max_completion_tokens)
+            await payer.hold(
+                HoldRequest(
+                    request.request_id, request.idempotency_key, call.model.id, price, max_cost
+                )
+            )
+        except Refused as refused:
+            yield Failed(refused.error, refused.receipt)
+            return
+        except NodeError as error:
+            yield Failed(error)
+            return
+        answer = _Answer(request, call, payer, self._upstream)
+        try:
+            async with aclosing(answer.events()) as events:
+                async for event in events:
+                    yield event
+        finally:
+            await answer.end()
+
+
+class _Answer:
+    """One call after its hold."""
+
+    def __init__(
+        self, request: Request, call: PreparedCall, payer: Payer, upstream: Upstream
+    ) -> None:
+        self._request = request
+        self._call = call
+        self._payer = payer
+        self._upstream = upstream
+        self._meter: Meter = meter_for(call)
+        self._reply: UpstreamReply | None = None
+        self._asked = False
+        self._closed = False
+
+    async def events(self) -> AsyncGenerator[ReplyEvent, None]:
+        call, meter = self._call, self._meter
+        started = False
+        failure: NodeError | None = None
+        try:
+            self._asked = True
+            self._reply = await self._upstream.open(
+                UpstreamCall(
+                    model=call.model,
+                    path=call.path,
+                    body=call.body,
+                    request_id=self._request.request_id,
+                    accept="text/event-stream" if call.stream else "application/json",
+                )
+            )
+            async for data in self._reply.chunks():
+                out = meter.feed(data)
+                if meter.failure is not None:
+                    raise meter.failure
+                if out:
+                    if not started:
+                        started = True
+                        yield self._started()
+                    yield Chunk(out)
+            if not meter.complete:
+                raise meter.failure or UpstreamFailed(private="the answer broke off")
+        except NodeError as error:
+            failure = error
+        except Exception:  # a bug must not keep the client's money held
+            log.exception("internal_error", request_id=self._request.request_id)
+            failure = InternalError()
+        if failure is not None and not started:
+            log.warning(
+                "upstream_failed", request_id=self._request.request_id, reason=failure.private
+            )
+            receipt = await self._release()
+            yield Failed(failure, receipt)
+            return
+        receipt = await self._settle()
+        if not started:
+            yield self._started()
+        if failure is None:
+            yield Chunk(meter.finish(receipt.cost or Msat(0), receipt.change))
+        else:
+            document = failure.document(self._request.request_id)
+            yield Chunk(meter.abort(document, receipt.change))
+        yield receipt
+
+    async def end(self) -> None:
+        """Settle what a client that went away has seen, and let the upstream go."""
+        try:
+            if not self._closed:
+                # The model server was asked, so its work on the prompt is charged for.
+                await (self._settle() if self._asked else self._release())
+        finally:
+            if self._reply is not None:
+                await self._reply.close()
+
+    def _started(self) -> Started:
+        content_type = "text/event-stream" if self._call.stream else "application/json"
+        headers = {"content-type": content_type, "cache-control": "no-store"}
+        live = self._call.stream and (self._payer.live or self._call.change_in_stream)
+        return Started(200, headers, live)
+
+    async def _settle(self) -> Receipt:
+        self._closed = True
+        usage = self._meter.usage()
+        return await self._payer.settle(self._call.model.price.cost(usage), usage)
+
+    async def _release(self) -> Receipt:
+        self._closed = True
+        return await self._payer.release()

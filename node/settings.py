@@ -1,0 +1,160 @@
+"""Everything an operator can set, in one frozen object read once at start.
+
+    TOML file  <  environment (NODESTR_HTTP__PORT)  <  systemd credentials (nodestr.http.port)
+
+``settings_sections.py`` holds the keys, ``config/node.example.toml`` shows every one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from node.core.catalog import Catalog
+from node.settings_sections import (
+    DiscoverySettings,
+    HttpSettings,
+    LedgerSettings,
+    LogSettings,
+    MintSettings,
+    ModelSettings,
+    NodeSettings,
+    NostrSettings,
+    UpstreamSettings,
+)
+from node.settings_sources import (
+    Credentials,
+    Environment,
+    explain,
+    key_path,
+    read_toml,
+    refuse_debug,
+)
+from node.settings_types import SecretRef, SettingsError
+
+if TYPE_CHECKING:
+    from discovery.nostr.keys import Keys
+
+__all__ = ["SecretRef", "Settings", "SettingsError", "load"]
+
+
+class Settings(BaseSettings):
+    """All settings. Make one with :func:`load`."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,
+        validate_default=True,
+    )
+
+    node: NodeSettings
+    http: HttpSettings = HttpSettings()
+    nostr: NostrSettings = NostrSettings()
+    mints: tuple[MintSettings, ...] = ()
+    upstreams: tuple[UpstreamSettings, ...] = ()
+    models: tuple[ModelSettings, ...] = ()
+    discovery: DiscoverySettings = DiscoverySettings()
+    ledger: LedgerSettings = LedgerSettings()
+    log: LogSettings = LogSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The first wins; the file's document is what the constructor gets."""
+        return Credentials(settings_cls), Environment(settings_cls), init_settings
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        upstreams = _unique("upstreams", "name", [upstream.name for upstream in self.upstreams])
+        _unique("models", "id", [model.id for model in self.models])
+        _unique("mints", "url", [mint.url for mint in self.mints])
+        if not self.models:
+            raise ValueError("models: nothing is for sale; add a [[models]] entry")
+        for index, model in enumerate(self.models):
+            if model.upstream not in upstreams:
+                known = ", ".join(sorted(upstreams)) or "none"
+                raise ValueError(
+                    f'models[{index}].upstream: there is no [[upstreams]] entry "{model.upstream}"'
+                    f" (there is: {known})"
+                )
+        if not self.mints and not all(model.free for model in self.models):
+            raise ValueError("mints: nobody can pay; add a [[mints]] entry")
+        if not self.nostr.relays and (self.nostr.requests or self.node.announce):
+            raise ValueError(
+                "nostr.relays: is empty; name relays, or set nostr.requests and node.announce to "
+                "false"
+            )
+        return self
+
+    def catalog(self) -> Catalog:
+        """The models for sale."""
+        return Catalog(model.to_model() for model in self.models)
+
+    def secrets(self) -> Iterator[tuple[str, SecretRef]]:
+        """(key, reference) of every secret that is referred to."""
+        yield "node.secret_key", self.node.secret_key
+        for index, upstream in enumerate(self.upstreams):
+            if upstream.api_key is not None:
+                yield key_path(("upstreams", index, "api_key")), upstream.api_key
+
+    def check_secrets(self) -> None:
+        """Read every secret once. Raises SettingsError naming the keys that cannot be read."""
+        problems = []
+        for key, secret in self.secrets():
+            try:
+                secret.resolve()
+            except SettingsError as error:
+                problems.append(f"{key}: {error}")
+        if problems:
+            raise SettingsError(*problems)
+
+    def keys(self) -> Keys:
+        """The node's Nostr key. Raises SettingsError when there is none or it is not a key."""
+        # Imported here: the command line must not load the Nostr code to print its help.
+        from discovery.errors import InvalidKey
+        from discovery.nostr.keys import Keys
+
+        try:
+            return Keys.parse(self.node.secret_key.resolve())
+        except SettingsError as error:
+            raise SettingsError(f"node.secret_key: {error}") from None
+        except InvalidKey:
+            raise SettingsError(
+                f"node.secret_key: {self.node.secret_key} holds no Nostr private key "
+                "(nsec1… or 64 hex digits); make one with `nodestr keys generate`"
+            ) from None
+
+    def document(self) -> dict[str, Any]:
+        """The effective settings as JSON-able data; secrets as their references."""
+        return self.model_dump(mode="json")
+
+
+def load(path: Path) -> Settings:
+    """Settings from the TOML file, the environment and the systemd credentials.
+
+    Secrets are not read yet: see :meth:`Settings.check_secrets`. Raises SettingsError.
+    """
+    refuse_debug()
+    document = read_toml(path)
+    try:
+        return Settings(**document)
+    except ValidationError as error:
+        raise explain(error, Settings) from None
+
+
+def _unique(section: str, key: str, values: list[str]) -> set[str]:
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f'{section}: two entries have the {key} "{value}"')
+    return set(values)

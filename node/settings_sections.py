@@ -1,0 +1,265 @@
+"""The sections of the settings. The docstring under a field is its description.
+
+Names carry the unit: ``_s`` seconds, ``_bytes`` bytes, ``_msat`` millisatoshi.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from node.core.catalog import Model
+from node.core.money import Msat
+from node.core.pricing import Price
+from node.settings_types import (
+    AmountMsat,
+    BaseUrl,
+    Count,
+    FilePath,
+    Line,
+    MintUrl,
+    OnionUrl,
+    PublicUrl,
+    RelayUrl,
+    Seconds,
+    SecretRef,
+    SizeBytes,
+    Whole,
+)
+
+MIB = 1024 * 1024
+
+DEFAULT_RELAYS = (
+    "wss://relay.damus.io",
+    "wss://nos.lol",
+    "wss://relay.routstr.com",
+    "wss://relay.primal.net",
+)
+
+
+class Section(BaseModel):
+    """Base of the sections: frozen, no unknown keys."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,
+        validate_default=True,
+    )
+
+
+class NodeSettings(Section):
+    """[node] who this node is."""
+
+    secret_key: SecretRef
+    """The node's Nostr key (nsec or 64 hex digits), by reference. Required."""
+    name: Line = "nodestr"
+    """Name shown in announcements."""
+    about: Line = ""
+    """One line about the node, shown in announcements."""
+    data_dir: FilePath = Path("/var/lib/nodestr")
+    """Directory of the database (node.db); made with mode 0700 if it is missing."""
+    d: Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,64}$")] | None = None
+    """Identifier of the announcement; by default the one found on the relays for this key, else
+    the first 12 hex digits of the public key."""
+    announce: bool = True
+    """Publish the announcement and the model pages on the relays."""
+    announce_interval_s: Seconds = 10_800
+    """Publish them again this often even when nothing changed; 3600 to 21600 is sensible."""
+    retract_on_stop: bool = False
+    """Delete the announcement from the relays on an orderly stop."""
+    drain_timeout_s: Seconds = 30
+    """How long running requests may go on after a stop signal."""
+
+    @property
+    def database(self) -> Path:
+        """The SQLite file that holds the ledger and the wallet."""
+        return self.data_dir / "node.db"
+
+
+class HttpSettings(Section):
+    """[http] the HTTP server."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: Annotated[Whole, Field(ge=0, le=65535)] = 8080
+    """TCP port to listen on; 0 takes a free one."""
+    public_urls: tuple[PublicUrl, ...] = ()
+    """https URLs under which clients reach this server, without /v1; announced. None: the node
+    is reachable over Nostr only."""
+    onion_url: OnionUrl | None = None
+    """Tor onion service address of this server; announced after the public URLs."""
+    max_body_bytes: SizeBytes = 20 * MIB
+    """Largest request body."""
+    body_timeout_s: Seconds = 60
+    """Deadline for a request's body to arrive."""
+    keepalive_timeout_s: Seconds = 75
+    """How long an idle connection is kept, and how long headers may take."""
+
+
+class NostrSettings(Section):
+    """[nostr] requests over relays."""
+
+    relays: tuple[RelayUrl, ...] = DEFAULT_RELAYS
+    """Relays to announce on, to take requests from and to find other nodes on."""
+    requests: bool = True
+    """Answer requests that arrive as encrypted Nostr messages."""
+    wraps: tuple[Literal[21059, 1059], ...] = (21059, 1059)
+    """Gift-wrap kinds that are taken: 21059 is not stored by relays, 1059 is."""
+    stored_change: bool = True
+    """Send a stored copy (kind 1059) of every answer that carries change."""
+    connect_timeout_s: Seconds = 10
+    """Deadline to connect to a relay."""
+    ok_timeout_s: Seconds = 10
+    """Deadline for a relay to confirm an event."""
+    max_concurrent_requests: Count = 64
+    """Requests worked on at the same time, of all senders."""
+    max_concurrent_per_sender: Count = 8
+    """Requests worked on at the same time, of one sender."""
+    max_body_bytes: SizeBytes = 8 * MIB
+    """Largest request body after its parts are put together."""
+    assembly_max_bytes: SizeBytes = 128 * MIB
+    """Most bytes of unfinished requests kept in memory, of all senders."""
+    assembly_max_bytes_per_sender: SizeBytes = 16 * MIB
+    """Most bytes of unfinished requests kept in memory, of one sender."""
+    assembly_max_per_sender: Count = 8
+    """Most unfinished requests kept, of one sender."""
+    assembly_timeout_s: Seconds = 60
+    """How long the missing parts of a request are waited for."""
+    free_requests_per_minute: Count = 30
+    """Unpaid requests (catalogue, info, balance) answered each minute, of one sender."""
+
+
+class MintSettings(Section):
+    """[[mints]] a mint whose tokens are accepted; there is no other way to be on the list."""
+
+    url: MintUrl
+    """URL of the mint. Required."""
+    units: Annotated[tuple[Literal["sat", "msat"], ...], Field(min_length=1)] = ("sat",)
+    """Units taken from it."""
+    timeout_s: Seconds = 15
+    """Deadline of one call to the mint."""
+
+
+class UpstreamSettings(Section):
+    """[[upstreams]] an OpenAI-compatible model server."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+    """Name that [[models]] refer to. Required."""
+    base_url: BaseUrl
+    """URL including /v1. Required."""
+    api_key: SecretRef | None = None
+    """Key sent as Bearer, by reference; none is sent by default."""
+    connect_timeout_s: Seconds = 10
+    """Deadline to connect."""
+    first_byte_timeout_s: Seconds = 120
+    """Deadline for the answer to begin."""
+    chunk_timeout_s: Seconds = 60
+    """Longest silence inside an answer."""
+
+
+class ModelSettings(Section):
+    """[[models]] a model for sale."""
+
+    id: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[!-~]+$")]
+    """Name clients ask for. Required."""
+    upstream: str
+    """Name of the [[upstreams]] entry that serves it. Required."""
+    upstream_id: str = ""
+    """The upstream's name for it; by default the id."""
+    name: Line = ""
+    """Name shown to people; by default the id."""
+    description: Line = ""
+    """One line about the model."""
+    input_per_mtok_msat: AmountMsat | None = None
+    """Price of a million prompt tokens, in msat."""
+    output_per_mtok_msat: AmountMsat | None = None
+    """Price of a million generated tokens, in msat."""
+    per_request_msat: AmountMsat = 0
+    """Price of a request on top of its tokens, in msat."""
+    free: bool = False
+    """Serve it for nothing; without this a model without a price is refused."""
+    context_length: Count
+    """Tokens of prompt and answer together. Required."""
+    max_output_tokens: Count
+    """Longest answer in tokens. Required."""
+    modalities: Annotated[tuple[Literal["text", "image", "audio"], ...], Field(min_length=1)] = (
+        "text",
+    )
+    """What it understands."""
+    endpoints: Annotated[tuple[Literal["chat"], ...], Field(min_length=1)] = ("chat",)
+    """What it can be used for: chat is /v1/chat/completions."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        token_prices = (self.input_per_mtok_msat, self.output_per_mtok_msat)
+        if self.free:
+            if any(token_prices) or self.per_request_msat:
+                raise ValueError(f'model "{self.id}" is free = true and has a price; choose one')
+        elif not self.per_request_msat and (None in token_prices or not any(token_prices)):
+            raise ValueError(
+                f'model "{self.id}" has no price: set input_per_mtok_msat and '
+                "output_per_mtok_msat (or per_request_msat), or free = true to give it away"
+            )
+        if self.max_output_tokens > self.context_length:
+            raise ValueError(f'model "{self.id}": max_output_tokens is above context_length')
+        return self
+
+    def to_model(self) -> Model:
+        """The catalogue's entry."""
+        return Model(
+            id=self.id,
+            upstream=self.upstream,
+            upstream_id=self.upstream_id or self.id,
+            name=self.name or self.id,
+            description=self.description,
+            price=Price(
+                input_per_mtok=Msat(self.input_per_mtok_msat or 0),
+                output_per_mtok=Msat(self.output_per_mtok_msat or 0),
+                per_request=Msat(self.per_request_msat),
+            ),
+            context_length=self.context_length,
+            max_output_tokens=self.max_output_tokens,
+            modalities=self.modalities,
+            endpoints=self.endpoints,
+        )
+
+
+class DiscoverySettings(Section):
+    """[discovery] finding the other nodes."""
+
+    enabled: bool = True
+    """Follow the announcements of other nodes; without it /v1/providers is empty."""
+    poll_interval_s: Seconds = 900
+    """How often the relays are asked for everything, besides following them."""
+    probe: bool = True
+    """Ask each announced node for /v1/info, to tell whether it is online and who it says it is."""
+    probe_interval_s: Seconds = 900
+    """How often a node is asked."""
+    probe_timeout_s: Seconds = 10
+    """Deadline of one such question."""
+    probe_concurrency: Count = 8
+    """How many nodes are asked at the same time."""
+    max_providers: Count = 4000
+    """Most nodes kept."""
+    allow_private_addresses: bool = False
+    """Also connect to announced loopback and private addresses; for demos on one machine."""
+
+
+class LedgerSettings(Section):
+    """[ledger] the database."""
+
+    reply_keep_s: Seconds = 86_400
+    """How long answers are kept so that a repeated request gets the same one."""
+
+
+class LogSettings(Section):
+    """[log] logging to standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least important level that is written."""
+    format: Literal["json", "console"] = "console"
+    """json: an object a line, for machines; console: for people."""

@@ -1,0 +1,165 @@
+"""Model servers that speak the OpenAI API, over one shared HTTP client."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+
+import aiohttp
+
+from node.errors import NodeError, UpstreamFailed, UpstreamTimeout
+from node.ports import Upstream, UpstreamCall, UpstreamReply
+from node.upstream.errors import MAX_ERROR_BYTES, error_from_answer, error_from_client
+
+EVENT_STREAM = "text/event-stream"
+JSON = "application/json"
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """How long each step of a call may take, in seconds."""
+
+    connect_s: float = 10.0
+    """Free place in the pool, name, TCP and TLS."""
+    first_byte_s: float = 180.0
+    """From the request to the headers, and from there to the first bytes of the body: a server
+    may stay silent until the whole answer is computed."""
+    chunk_s: float = 60.0
+    """Between two pieces of the body."""
+    answer_s: float = 3600.0
+    """The whole answer, however it trickles."""
+
+
+class OpenAIUpstream:
+    """One model server.
+
+    Args:
+        name: what the operator calls it; appears in logs only.
+        session: shared by all upstreams; its owner closes it.
+        base_url: with ``/v1`` where the server has it.
+        api_key: the operator's, sent as a bearer token; never shown.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        session: aiohttp.ClientSession,
+        base_url: str,
+        *,
+        api_key: str | None = None,
+        deadlines: Deadlines = Deadlines(),
+    ) -> None:
+        self.name = name
+        self._session = session
+        self._base_url = base_url.rstrip("/")
+        self._api_key = api_key or ""
+        self._deadlines = deadlines
+        self._timeout = aiohttp.ClientTimeout(
+            total=None, connect=deadlines.connect_s, sock_connect=deadlines.connect_s
+        )
+
+    async def open(self, call: UpstreamCall) -> UpstreamReply:
+        """See ``ports.Upstream.open``. The client's headers are not passed on."""
+        deadlines = self._deadlines
+        ends_at = asyncio.get_running_loop().time() + deadlines.answer_s
+        try:
+            async with asyncio.timeout(deadlines.first_byte_s):
+                response = await self._session.post(
+                    self._base_url + call.path,
+                    data=call.body,
+                    headers=self._headers(call),
+                    timeout=self._timeout,
+                    allow_redirects=False,
+                    skip_auto_headers=("User-Agent",),
+                )
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise error_from_client(self.name, error) from error
+        reply = _Reply(self.name, response, deadlines, ends_at)
+        try:
+            await self._check(call, reply)
+        except BaseException:
+            await reply.close()
+            raise
+        return reply
+
+    def _headers(self, call: UpstreamCall) -> dict[str, str]:
+        headers = {"content-type": JSON, "accept": call.accept, "x-request-id": call.request_id}
+        if self._api_key:
+            headers["authorization"] = f"Bearer {self._api_key}"
+        return headers
+
+    async def _check(self, call: UpstreamCall, reply: _Reply) -> None:
+        if not 200 <= reply.status < 300:
+            raise await reply.error(self._api_key)
+        wanted = EVENT_STREAM if EVENT_STREAM in call.accept else JSON
+        if reply.content_type != wanted:
+            raise UpstreamFailed(
+                private=f"{self.name} answered {reply.content_type!r} instead of {wanted!r}"
+            )
+
+
+class _Reply:
+    """An answer being read; implements ports.UpstreamReply."""
+
+    def __init__(
+        self, name: str, response: aiohttp.ClientResponse, deadlines: Deadlines, ends_at: float
+    ) -> None:
+        self.status = response.status
+        self.content_type = response.content_type
+        self._name = name
+        self._response = response
+        self._deadlines = deadlines
+        self._ends_at = ends_at
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        loop = asyncio.get_running_loop()
+        content = self._response.content
+        wait_s = self._deadlines.first_byte_s
+        try:
+            while True:
+                async with asyncio.timeout_at(min(loop.time() + wait_s, self._ends_at)):
+                    data = await content.readany()
+                if not data:
+                    return
+                yield data
+                wait_s = self._deadlines.chunk_s
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise error_from_client(self._name, error) from error
+
+    async def close(self) -> None:
+        # A connection is only good for the next call when this answer was read to its end;
+        # to close it otherwise is what tells the server to stop generating.
+        if self._response.content.at_eof():
+            self._response.release()
+        else:
+            self._response.close()
+
+    async def error(self, api_key: str) -> NodeError:
+        """The error that an answer other than 2xx stands for."""
+        body = bytearray()
+        try:
+            async with aclosing(self.chunks()) as chunks:
+                async for data in chunks:
+                    body += data[: MAX_ERROR_BYTES - len(body)]
+                    if len(body) >= MAX_ERROR_BYTES:
+                        break
+        except (UpstreamFailed, UpstreamTimeout):
+            pass  # the status alone tells enough
+        return error_from_answer(
+            self._name, self.status, self._response.headers, bytes(body), hide=api_key
+        )
+
+
+class UpstreamRouter:
+    """All upstreams by name; a call goes to the one its model names."""
+
+    def __init__(self, upstreams: Mapping[str, Upstream]) -> None:
+        self._upstreams = dict(upstreams)
+
+    async def open(self, call: UpstreamCall) -> UpstreamReply:
+        upstream = self._upstreams.get(call.model.upstream)
+        if upstream is None:
+            raise UpstreamFailed(private=f"no upstream is called {call.model.upstream!r}")
+        return await upstream.open(call)

@@ -1,0 +1,109 @@
+"""A proxy in front of a real mint that loses, delays and spoils answers on demand."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from types import TracebackType
+from typing import Literal, TypeAlias
+
+import aiohttp
+from aiohttp import web
+
+Fault: TypeAlias = Literal[
+    "lose_answer",  # the mint did it, the answer never arrives
+    "lose_request",  # the mint never saw it, the connection just drops
+    "error_500_after",  # the mint did it, the answer is a 500
+    "error_500_before",  # the mint never saw it, the answer is a 500
+    "error_429",
+    "hang",  # the mint did it, no answer for ever
+    "garbage",  # the mint did it, the answer is not JSON
+    "wrong_signatures",  # the mint did it, the answer's signatures are of another's making
+    "duplicate",  # the mint sees it twice, the second answer is passed on
+]
+
+
+_GENERATOR = "0279be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798"
+
+
+class MintProxy:
+    """``async with MintProxy(mint.url) as proxy``: ``proxy.url`` is the mint, with faults.
+
+    ``faults`` is consumed one per ``POST /v1/swap``; None in it passes the call through.
+    ``swaps`` counts the swaps that reached the proxy.
+    """
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+        self.faults: deque[Fault | None] = deque()
+        self.swaps = 0
+        self.url = ""
+
+    async def __aenter__(self) -> MintProxy:
+        self._session = aiohttp.ClientSession(auto_decompress=False)
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", self._handle)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        await site.start()
+        port = self._runner.addresses[0][1]
+        self.url = f"http://127.0.0.1:{port}"
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._runner.cleanup()
+        await self._session.close()
+
+    async def _forward(self, request: web.Request, body: bytes) -> tuple[int, bytes]:
+        async with self._session.request(
+            request.method,
+            self._target + request.path_qs,
+            data=body or None,
+            headers={"content-type": "application/json", "accept-encoding": "identity"},
+        ) as answer:
+            return answer.status, await answer.read()
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        body = await request.read()
+        fault: Fault | None = None
+        if request.path == "/v1/swap":
+            self.swaps += 1
+            fault = self.faults.popleft() if self.faults else None
+        if fault in ("lose_request", "error_500_before", "error_429"):
+            if fault == "lose_request":
+                return self._drop(request)
+            return web.json_response({}, status=500 if fault == "error_500_before" else 429)
+        status, answer = await self._forward(request, body)
+        if fault == "duplicate":
+            status, answer = await self._forward(request, body)
+        if fault == "lose_answer":
+            return self._drop(request)
+        if fault == "error_500_after":
+            return web.json_response({}, status=500)
+        if fault == "hang":
+            await asyncio.sleep(3600)
+        if fault == "garbage":
+            answer = b"<html>gateway</html>"
+        if fault == "wrong_signatures":
+            answer = _spoil(answer)
+        return web.Response(status=status, body=answer, content_type="application/json")
+
+    @staticmethod
+    def _drop(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+
+def _spoil(answer: bytes) -> bytes:
+    document = json.loads(answer)
+    for signature in document["signatures"]:
+        signature["C_"] = _GENERATOR
+    return json.dumps(document).encode()

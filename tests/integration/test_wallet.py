@@ -1,0 +1,352 @@
+"""Promise: whatever a mint or the network does to a swap, no sat is lost and none is made."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from node.core.accounts import HoldRequest, NewAccount
+from node.core.money import Msat
+from node.core.pricing import Price
+from node.core.usage import Usage
+from node.demo.mint import EmbeddedMint
+from node.demo.purse import Purse
+from node.ecash.crypto import mnemonic_to_seed, new_mnemonic
+from node.ecash.mint import MintClient
+from node.ecash.token import parse_token, serialize_token
+from node.ecash.wallet import AcceptedMint, Wallet
+from node.errors import (
+    FeesExceedAmount,
+    InsufficientBalance,
+    MintNotAccepted,
+    MintUnreachable,
+    NodeError,
+    Pending,
+    TokenAlreadySpent,
+    TokenMalformed,
+)
+from node.ledger.accounts import SqliteLedger
+from node.ledger.books import Books, account_discrepancies, sum_books
+from node.ledger.database import Database
+from node.ledger.wallet import SqliteWalletStore
+from tests.conftest import OpenPurse
+from tests.fakes.mint_proxy import Fault, MintProxy
+
+PRICE = Price(Msat(1_000_000), Msat(2_000_000))
+
+
+@dataclass
+class Bench:
+    """A wallet over a real database, and what it takes to look inside."""
+
+    database: Database
+    ledger: SqliteLedger
+    store: SqliteWalletStore
+    wallet: Wallet
+
+    async def books(self) -> Books:
+        """The books, checked."""
+        assert await self.database.read(account_discrepancies) == []
+        books = await self.database.read(sum_books)
+        assert books.problems() == []
+        return books
+
+
+OpenBench = Callable[..., Awaitable[Bench]]
+
+
+@pytest.fixture
+async def open_bench(
+    tmp_path: Path, http_session: aiohttp.ClientSession
+) -> AsyncIterator[OpenBench]:
+    async with AsyncExitStack() as stack:
+        opened: list[Database] = []
+
+        async def open_it(*urls: str, timeout_s: float = 1.0) -> Bench:
+            if opened:
+                await opened.pop().close()
+            database = await Database.open(tmp_path / "node.db")
+            stack.push_async_callback(database.close)
+            opened.append(database)
+            store = SqliteWalletStore(database, serialize_token)
+            seed = mnemonic_to_seed(await store.secret("mnemonic", new_mnemonic))
+            mints = {}
+            for url in urls:
+                client = MintClient(http_session, url, timeout_s=timeout_s)
+                mints[client.url] = AcceptedMint(client)
+            wallet = Wallet(store, mints, seed, wait_s=10 * timeout_s)
+            stack.push_async_callback(wallet.close, 0.1)
+            await wallet.start()
+            return Bench(database, SqliteLedger(database), store, wallet)
+
+        yield open_it
+
+
+def new_account(name: str) -> NewAccount:
+    return NewAccount("key", {name: "spend"})
+
+
+async def test_receive_credits_the_net_and_issue_gives_it_back(
+    mint: EmbeddedMint, fee_mint: EmbeddedMint, purse: OpenPurse, open_bench: OpenBench
+) -> None:
+    for served, fee in ((mint, 0), (fee_mint, 1)):
+        client = await purse(served.url)
+        bench = await open_bench(served.url, timeout_s=10)
+        operation = await bench.wallet.receive(await client.fund(100), new_account(served.url))
+        assert operation.credit == (100 - fee) * 1000
+        issued = await bench.wallet.issue(operation.account_id, Msat(37_000))
+        assert issued.token is not None
+        assert parse_token(issued.token).amount == 37
+        received = await client.receive(issued.token)
+        assert received == 37 - fee
+        assert (await bench.ledger.balance(operation.account_id)).balance == (63 - fee) * 1000
+        await bench.books()
+
+
+async def test_change_comes_from_the_inventory_without_the_mint(
+    mint: EmbeddedMint, purse: OpenPurse, open_bench: OpenBench
+) -> None:
+    client = await purse()
+    async with MintProxy(mint.url) as proxy:
+        bench = await open_bench(proxy.url, timeout_s=10)
+        token = (await client.fund(60)).strip()
+        relabelled = serialize_token(proxy.url, "sat", parse_token(token).proofs)
+        operation = await bench.wallet.receive(relabelled, new_account("a"))
+        issued = await bench.wallet.issue(operation.account_id, Msat(23_000))
+        assert parse_token(issued.token or "").amount == 23
+        assert proxy.swaps == 1
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "lose_answer",
+        "lose_request",
+        "error_500_after",
+        "error_500_before",
+        "error_429",
+        "hang",
+        "garbage",
+        "wrong_signatures",
+    ],
+)
+async def test_a_receive_with_an_unknown_outcome_is_pending_then_credited_once(
+    fault: Fault, mint: EmbeddedMint, purse: OpenPurse, open_bench: OpenBench
+) -> None:
+    client = await purse()
+    token = await client.fund(21)
+    async with MintProxy(mint.url) as proxy:
+        relabelled = serialize_token(proxy.url, "sat", parse_token(token).proofs)
+        bench = await open_bench(proxy.url)
+        await bench.wallet.refresh(proxy.url)
+        proxy.faults.append(fault)
+        with pytest.raises(Pending):
+            await bench.wallet.receive(relabelled, new_account("a"))
+        assert (await bench.books()).received_msat == 0
+        bench = await open_bench(proxy.url, timeout_s=10)  # as after a crash: all memory is gone
+        assert await bench.wallet.recover() == 0
+        again = await bench.wallet.receive(relabelled, new_account("a"))
+        assert again.credit == 21_000
+        books = await bench.books()
+        assert (books.received_msat, books.open_msat) == (21_000, 21_000)
+        issued = await bench.wallet.issue(again.account_id, None)
+        real = serialize_token(mint.url, "sat", parse_token(issued.token or "").proofs)
+        assert await client.receive(real) == 21
+
+
+async def test_a_swap_the_mint_saw_twice_is_ours(
+    mint: EmbeddedMint, purse: OpenPurse, open_bench: OpenBench
+) -> None:
+    client = await purse()
+    token = await client.fund(13)
+    async with MintProxy(mint.url) as proxy:
+        bench = await open_bench(proxy.url, timeout_s=10)
+        proxy.faults.append("duplicate")
+        relabelled = serialize_token(proxy.url, "sat", parse_token(token).proofs)
+        operation = await bench.wallet.receive(relabelled, new_account("a"))
+        assert operation.credit == 13_000
+        await bench.books()
+
+
+@pytest.mark.parametrize("fault", ["lose_answer", "lose_request", "hang", "garbage"])
+async def test_a_send_with_an_unknown_outcome_gives_its_token_when_asked_again(
+    fault: Fault, mint: EmbeddedMint, purse: OpenPurse, open_bench: OpenBench
+) -> None:
+    client = await purse()
+    async with MintProxy(mint.url) as proxy:
+        bench = await open_bench(proxy.url)
+        await bench.wallet.refresh(proxy.url)
+        account = await fill_with_one_coin(bench, client, proxy.url, 64)
+        proxy.faults.append(fault)
+        with pytest.raises(Pending):
+            await bench.wallet.issue(account, Msat(5_000), request_key="w1")
+        assert (await bench.books()).transit_msat == 5_000
+        issued_before = (await bench.books()).issued_msat
+        bench = await open_bench(proxy.url, timeout_s=10)
+        assert await bench.wallet.recover() == 0
+        issued = await bench.wallet.issue(account, Msat(5_000), request_key="w1")
+        again = await bench.wallet.issue(account, Msat(5_000), request_key="w1")
+        assert issued.token == again.token
+        real = serialize_token(mint.url, "sat", parse_token(issued.token or "").proofs)
+        assert await client.receive(real) == 5
+        books = await bench.books()
+        assert (books.issued_msat - issued_before, books.transit_msat) == (5_000, 0)
+        assert (await bench.ledger.balance(account)).balance == 59_000
+
+
+async def fill_with_one_coin(bench: Bench, client: Purse, url: str, amount: int) -> int:
+    """An account of ``amount`` (a power of two) whose only coin in the inventory is one big one.
+
+    Small coins are given out first, so that the next issue needs a swap.
+    """
+    token = serialize_token(url, "sat", parse_token(await client.fund(amount)).proofs)
+    other = serialize_token(url, "sat", parse_token(await client.fund(amount * 2 - 1)).proofs)
+    account = (await bench.wallet.receive(token, new_account("big"))).account_id
+    waste = (await bench.wallet.receive(other, new_account("waste"))).account_id
+    while True:
+        stock = {
+            row["amount"]: row["n"]
+            for row in await bench.database.read(
+                lambda conn: conn.execute(
+                    "SELECT amount, COUNT(*) AS n FROM proofs WHERE state = 'unspent'"
+                    " GROUP BY amount"
+                ).fetchall()
+            )
+        }
+        small = [d for d in stock if d < amount // 2]
+        if not small:
+            return account
+        await bench.wallet.issue(waste, Msat(small[0] * 1000))
+
+
+async def test_the_same_token_is_one_receive_however_often_it_comes(
+    mint: EmbeddedMint, purse: OpenPurse, open_bench: OpenBench
+) -> None:
+    client = await purse()
+    bench = await open_bench(mint.url, timeout_s=10)
+    token = await client.fund(9)
+    results = await asyncio.gather(
+        *(bench.wallet.receive(token, new_account("a")) for _ in range(8))
+    )
+    assert {result.id for result in results} == {results[0].id}
+    with pytest.raises(TokenAlreadySpent):
+        await bench.wallet.receive(token, new_account("b"))
+    part = serialize_token(mint.url, "sat", parse_token(token).proofs[:1])
+    with pytest.raises(TokenAlreadySpent):
+        await bench.wallet.receive(part, new_account("a"))
+    assert (await bench.books()).received_msat == 9_000
+
+
+async def test_refusals_take_nothing_and_leave_nothing(
+    mint: EmbeddedMint, fee_mint: EmbeddedMint, purse: OpenPurse, open_bench: OpenBench
+) -> None:
+    client = await purse()
+    bench = await open_bench(mint.url, timeout_s=10)
+    spent = await client.fund(8)
+    await client.receive(spent)
+    with pytest.raises(TokenAlreadySpent):
+        await bench.wallet.receive(spent, new_account("a"))
+    good = parse_token(await client.fund(8))
+    forged = serialize_token(
+        mint.url, "sat", [type(p)(p.keyset_id, p.amount, p.secret + "x", p.c) for p in good.proofs]
+    )
+    with pytest.raises(TokenMalformed):
+        await bench.wallet.receive(forged, new_account("a"))
+    foreign = await (await purse(fee_mint.url)).fund(8)
+    with pytest.raises(MintNotAccepted):
+        await bench.wallet.receive(foreign, new_account("a"))
+    # the coins of the forged token are free again, and so is the key of the refused account
+    genuine = serialize_token(mint.url, "sat", good.proofs)
+    assert (await bench.wallet.receive(genuine, new_account("a"))).credit == 8_000
+    fee_bench = await open_bench(fee_mint.url, timeout_s=10)
+    with pytest.raises(FeesExceedAmount):
+        await fee_bench.wallet.receive(await (await purse(fee_mint.url)).fund(1), new_account("c"))
+
+
+async def test_a_mint_that_is_down_touches_no_token(
+    tmp_path: Path, purse: OpenPurse, open_bench: OpenBench
+) -> None:
+    async with EmbeddedMint(tmp_path / "own") as own:
+        client = await purse(own.url)
+        token = await client.fund(8)
+        bench = await open_bench(own.url, timeout_s=10)
+        await bench.wallet.refresh(own.url)
+        await own.stop()
+        with pytest.raises(MintUnreachable):
+            await bench.wallet.receive(token, new_account("a"))
+        assert await bench.store.open_operations() == []
+        await own.start()
+        assert (await bench.wallet.receive(token, new_account("a"))).credit == 8_000
+
+
+async def test_thirty_withdrawals_at_once_never_overspend_nor_share_a_coin(
+    mint: EmbeddedMint, purse: OpenPurse, open_bench: OpenBench
+) -> None:
+    client = await purse()
+    bench = await open_bench(mint.url, timeout_s=30)
+    account = (await bench.wallet.receive(await client.fund(100), new_account("a"))).account_id
+
+    async def withdraw() -> str | NodeError:
+        try:
+            return (await bench.wallet.issue(account, Msat(7_000))).token or ""
+        except NodeError as error:
+            return error
+
+    results = await asyncio.gather(*(withdraw() for _ in range(30)))
+    tokens = [result for result in results if isinstance(result, str)]
+    assert len(tokens) == 14  # 14 * 7 = 98
+    assert all(isinstance(r, InsufficientBalance) for r in results if not isinstance(r, str))
+    secrets = [proof.secret for token in tokens for proof in parse_token(token).proofs]
+    assert len(secrets) == len(set(secrets))
+    assert sum([await client.receive(token) for token in tokens]) == 98
+    books = await bench.books()
+    assert (books.issued_msat, books.open_msat) == (98_000, 2_000)
+
+
+async def test_a_restored_counter_never_credits_and_starts_again(
+    mint: EmbeddedMint, purse: OpenPurse, open_bench: OpenBench
+) -> None:
+    client = await purse()
+    bench = await open_bench(mint.url, timeout_s=10)
+    await bench.wallet.receive(await client.fund(15), new_account("a"))
+    await bench.database.write(lambda conn: conn.execute("UPDATE counters SET next = 0"))
+    operation = await bench.wallet.receive(await client.fund(7), new_account("b"))
+    assert operation.credit == 7_000
+    assert (await bench.books()).received_msat == 22_000
+
+
+async def test_settle_and_close_charges_issues_the_change_and_books_the_dust(
+    mint: EmbeddedMint, purse: OpenPurse, open_bench: OpenBench
+) -> None:
+    client = await purse()
+    bench = await open_bench(mint.url, timeout_s=10)
+    operation = await bench.wallet.receive(
+        await client.fund(60), NewAccount("request", {"r": "request"})
+    )
+    hold = await bench.ledger.hold(
+        operation.account_id, HoldRequest("id", "x-cashu", "m", PRICE, Msat(30_000))
+    )
+    usage = Usage(3, 4)
+    closed = await bench.wallet.settle_and_close(
+        operation.account_id, hold, Msat(10_300), usage, mint.url
+    )
+    assert (closed.cost, closed.dust) == (10_300, 700)
+    assert closed.change is not None
+    assert await client.receive(closed.change.token or "") == 49
+    again = await bench.wallet.settle_and_close(
+        operation.account_id, hold, Msat(10_300), usage, mint.url
+    )
+    assert (again.cost, again.dust, again.change) == (10_300, 0, None)
+    books = await bench.books()
+    assert (books.revenue_msat, books.dust_msat, books.issued_msat, books.open_msat) == (
+        10_300,
+        700,
+        49_000,
+        0,
+    )

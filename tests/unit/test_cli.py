@@ -1,0 +1,309 @@
+"""Promise: the command line starts fast and teaches; wrong use or configuration ends with exit
+code 2 and one clear line, keys are made safely, and the systemd unit calls what exists."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+import structlog
+import typer.main
+from typer.testing import CliRunner, Result
+
+from discovery.nostr.keys import Keys
+from node import __version__
+from node.cli import app
+from node.settings import load
+from node.settings_sections import NodeSettings
+
+ROOT = Path(__file__).parents[2]
+UNIT = ROOT / "systemd" / "nodestr.service"
+
+CONFIG = """
+[node]
+secret_key = "env:KEY"
+[[mints]]
+url = "https://mint.example.com"
+[[upstreams]]
+name = "up"
+base_url = "http://127.0.0.1:8000/v1"
+[[models]]
+id = "m"
+upstream = "up"
+per_request_msat = 1000
+context_length = 4096
+max_output_tokens = 1024
+"""
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in ("DEBUG", "CREDENTIALS_DIRECTORY", "NODESTR_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    structlog.reset_defaults()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.captureWarnings(False)
+
+
+@pytest.fixture
+def keys(monkeypatch: pytest.MonkeyPatch) -> Keys:
+    keys = Keys.generate()
+    monkeypatch.setenv("KEY", keys.nsec())
+    return keys
+
+
+@pytest.fixture
+def config(tmp_path: Path, keys: Keys) -> Path:
+    path = tmp_path / "node.toml"
+    path.write_text(CONFIG)
+    return path
+
+
+def run(*args: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(arg) for arg in args], prog_name="nodestr")
+
+
+def commands() -> Iterator[tuple[list[str], click.Command]]:
+    group = typer.main.get_command(app)
+    for name, command in group.commands.items():  # type: ignore[attr-defined]
+        for sub, leaf in getattr(command, "commands", {}).items():
+            yield [name, sub], leaf
+        if not hasattr(command, "commands"):
+            yield [name], command
+
+
+# Help
+
+
+def test_help_is_fast_because_it_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from node.cli import app\n"
+        "try: app(['--help'])\n"
+        "except SystemExit as done: assert done.code == 0\n"
+        "heavy = {'aiohttp', 'cashu', 'openai', 'pydantic', 'websockets', 'coincurve', 'uvloop'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "sells AI inference for ecash" in done.stdout
+
+
+def test_every_command_explains_itself_with_two_examples() -> None:
+    found = [name for name, _ in commands()]
+    assert found == [
+        ["serve"],
+        ["check-config"],
+        ["demo"],
+        ["version"],
+        ["keys", "generate"],
+        ["keys", "show"],
+    ]
+    for name, command in commands():
+        text = run(*name, "--help").stdout
+        examples = text.split("Examples:")[1]
+        assert examples.count("nodestr " + " ".join(name)) >= 2, name
+        assert command.help
+        for parameter in command.params:
+            assert getattr(parameter, "help", None), (name, parameter.name)
+
+
+def test_examples_use_options_that_exist() -> None:
+    for name, command in commands():
+        options = {option for parameter in command.params for option in parameter.opts}
+        for word in (command.epilog or "").split("nodestr " + name[0])[1:]:
+            used = {part for part in word.split("|")[0].split() if part.startswith("--")}
+            assert used <= options, name
+
+
+def test_version() -> None:
+    assert run("version").stdout == f"nodestr {__version__}\n"
+
+
+# Wrong use
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["serve"],
+        ["serve", "--confg", "x"],
+        ["nothing"],
+        ["demo", "--check", "--json"],
+        ["demo", "--upstream", "http://127.0.0.1/v1"],
+        ["demo", "--upstream-key-env", "KEY"],
+    ],
+)
+def test_wrong_use_is_2_without_a_traceback(args: list[str]) -> None:
+    result = run(*args)
+    assert result.exit_code == 2
+    assert result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("command", ["serve", "check-config", "keys show"])
+def test_wrong_configuration_is_2_and_one_line(command: str, config: Path) -> None:
+    config.write_text(CONFIG + "[http]\nprot = 1\n")
+    result = run(*command.split(), "--config", config)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == 'nodestr: http.prot: there is no such key; did you mean "port"?\n'
+
+
+@pytest.mark.parametrize("command", ["serve", "check-config", "keys show"])
+@pytest.mark.parametrize("kind", ["missing", "npub", "rubbish"])
+def test_a_secret_that_is_no_key_is_2_and_not_shown(
+    command: str, kind: str, config: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value = {"missing": "", "npub": keys.npub, "rubbish": "nsec1rubbish"}[kind]
+    monkeypatch.setenv("KEY", value)
+    result = run(*command.split(), "--config", config)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("nodestr: node.secret_key: ")
+    assert result.stderr.count("\n") == 1
+    assert not value or value not in result.output
+
+
+def test_debug_in_the_environment_is_2(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEBUG", "TRUE")
+    result = run("serve", "--config", config)
+    assert result.exit_code == 2
+    assert "DEBUG is set in the environment" in result.stderr
+
+
+# Keys and settings
+
+
+def test_generate_writes_a_private_file_once(tmp_path: Path) -> None:
+    file = tmp_path / "node.key"
+    result = run("keys", "generate", "--out", file)
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    made = Keys.parse(file.read_text().strip())
+    assert made.npub in result.stderr
+    assert made.pubkey in result.stderr
+    assert made.nsec() not in result.output
+    again = run("keys", "generate", "--out", file)
+    assert again.exit_code == 1
+    assert "File exists" in again.stderr
+    assert Keys.parse(file.read_text().strip()).pubkey == made.pubkey
+
+
+def test_generate_prints_only_the_key_to_stdout() -> None:
+    result = run("keys", "generate")
+    assert Keys.parse(result.stdout.strip()).npub in result.stderr
+
+
+def test_show(config: Path, keys: Keys) -> None:
+    result = run("keys", "show", "--config", config)
+    assert result.exit_code == 0
+    assert f"npub     {keys.npub}\n" in result.stdout
+    assert f"pubkey   {keys.pubkey}\n" in result.stdout
+    assert f"d        {keys.pubkey[:12]} " in result.stdout
+    config.write_text(CONFIG.replace("[node]", '[node]\nd = "mine"'))
+    assert "d        mine\n" in run("keys", "show", "--config", config).stdout
+
+
+def test_check_config_prints_what_is_in_effect(
+    config: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NODESTR_HTTP__PORT", "9000")
+    result = run("check-config", "--config", config)
+    assert result.exit_code == 0
+    shown = json.loads(result.stdout)
+    assert shown["http"]["port"] == 9000
+    assert shown["node"]["secret_key"] == "env:KEY"
+    assert keys.nsec() not in result.output
+
+
+# The systemd unit
+
+
+@pytest.fixture
+def unit() -> dict[str, dict[str, list[str]]]:
+    sections: dict[str, dict[str, list[str]]] = {}
+    section = ""
+    for line in UNIT.read_text().splitlines():
+        if line.startswith("["):
+            section = line.strip("[]")
+        elif line and not line.startswith("#"):
+            key, _, value = line.partition("=")
+            sections.setdefault(section, {}).setdefault(key, []).append(value)
+    return sections
+
+
+def test_the_unit_calls_a_command_that_exists(unit: dict[str, dict[str, list[str]]]) -> None:
+    (start,) = unit["Service"]["ExecStart"]
+    program, *args = shlex.split(start)
+    assert Path(program).name == "nodestr"
+    serve = {" ".join(name): command for name, command in commands()}[args[0]]
+    serve.make_context("serve", args[1:])
+    assert unit["Service"]["Type"] == ["notify"]
+    assert unit["Service"]["Restart"] == ["on-failure"]
+
+
+def test_the_unit_waits_longer_than_the_node_drains(
+    unit: dict[str, dict[str, list[str]]],
+) -> None:
+    drain_timeout_s = NodeSettings.model_fields["drain_timeout_s"].default
+    assert int(unit["Service"]["TimeoutStopSec"][0]) > drain_timeout_s + 10
+
+
+def test_the_units_state_directory_is_the_default_data_directory(
+    unit: dict[str, dict[str, list[str]]],
+) -> None:
+    (name,) = unit["Service"]["StateDirectory"]
+    assert Path("/var/lib", name) == NodeSettings.model_fields["data_dir"].default
+
+
+def test_the_units_credentials_and_environment_configure_the_node(
+    unit: dict[str, dict[str, list[str]]],
+    config: Path,
+    keys: Keys,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    directory = tmp_path / "credentials"
+    directory.mkdir()
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(directory))
+    contents = {"node.toml": CONFIG, "nodestr.node.secret_key": keys.nsec()}
+    monkeypatch.delenv("KEY")
+    for credential in unit["Service"]["LoadCredential"]:
+        name = credential.partition(":")[0]
+        (directory / name).write_text(contents.pop(name))
+    assert not contents
+    for assignment in unit["Service"]["Environment"]:
+        name, _, value = assignment.partition("=")
+        monkeypatch.setenv(name, value)
+    settings = load(directory / "node.toml")
+    assert settings.keys().pubkey == keys.pubkey
+    assert settings.log.format == "json"
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
+    text = UNIT.read_text().replace("/opt/nodestr/bin/nodestr", sys.executable)
+    copy = tmp_path / "nodestr.service"
+    copy.write_text(text)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(copy)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "SYSTEMD_LOG_LEVEL": "warning"},
+    )
+    complaints = [line for line in done.stderr.splitlines() if "nodestr.service" in line]
+    assert complaints == []
