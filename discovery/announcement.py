@@ -181,7 +181,7 @@ def build_provider_event(keys: Keys, announcement: Announcement) -> Event:
     if a.version:
         tags.append(("version", a.version))
     # a reader of the network splits tag values at commas and brackets
-    tags.append(("name", re.sub(r"[,\[\]]+", " ", a.name).strip() or a.d))
+    tags.append(("name", " ".join(re.sub(r"[,\[\]]", " ", a.name).split()) or a.d))
     tags += [("relay", url) for url in a.relays]
     if a.wraps:
         tags.append(("encryption", "nip44_v2"))

@@ -157,27 +157,38 @@ class Announcer:
         Runs until cancelled; cancel it before :meth:`retract`.
         """
         loop = asyncio.get_running_loop()
-        heartbeat_at = loop.time()
+        heartbeat_at = await self._beat()
         while True:
-            if loop.time() >= heartbeat_at:
-                await self.publish_once()
-                heartbeat_at = loop.time() + random.uniform(*self._heartbeat_s)  # noqa: S311
             retries = [d.retry_at for d in self._deliveries.values() if d.left]
             try:
                 async with asyncio.timeout_at(min([heartbeat_at, *retries])):
                     await self._changed.wait()
             except TimeoutError:
-                await self._retry()
+                if loop.time() >= heartbeat_at:
+                    heartbeat_at = await self._beat()
+                else:
+                    await self._retry()
                 continue
             await asyncio.sleep(self._debounce_s)
             self._changed.clear()
             if self._source() != self._said:
-                await self.publish_once()
+                heartbeat_at = await self._beat()
+
+    async def _beat(self) -> float:
+        """Publish; returns the loop time of the next heartbeat."""
+        try:
+            await self.publish_once()
+        except (InvalidAnnouncement, ValueError) as error:
+            # The operator's words cannot be announced; what was said before stands.
+            log.error("announcement_unusable", reason=str(error))
+        pause = random.uniform(*self._heartbeat_s)  # noqa: S311 it only spreads load
+        return asyncio.get_running_loop().time() + pause
 
     async def publish_once(self) -> Mapping[str, RelayOutcome]:
         """Publish everything now, one attempt per relay; returns the outcome by relay URL.
 
-        Raises InvalidAnnouncement when what the source says cannot be announced.
+        Raises InvalidAnnouncement when what the source says cannot be announced, ValueError
+        when it is more than events can hold.
         """
         async with self._publishing:
             source = self._source()
@@ -194,9 +205,8 @@ class Announcer:
         async with self._publishing:
             source = self._source()
             await self._recall(source)
-            now = int(self._clock())
-            ends = max(now, self._last_stamp + 1) + _RETRACTION_LIFE_S
-            announcement = self._announcement(source, self._stamp(), ends)
+            stamp = self._stamp()
+            announcement = self._announcement(source, stamp, stamp + _RETRACTION_LIFE_S)
             replacement = build_provider_event(self._keys, announcement)
             pages = [self._page_address(index) for index in sorted(self._pages)]
             deletion = build_deletion(
@@ -298,7 +308,7 @@ class Announcer:
             except InvalidAnnouncement:
                 log.debug("own_page_unreadable", event=event.id)
         self._last_stamp = max([self._last_stamp, *(e.created_at for e in (*found, *pages))])
-        self._recalled = True
+        self._recalled = any(relay.connected for relay in self._pool.health().values())
 
     async def _query(self, filters: Sequence[dict[str, object]]) -> list[Event]:
         return await self._pool.query(filters, timeout_s=self._recall_timeout_s)
@@ -312,6 +322,9 @@ class Announcer:
         return self.outcomes()
 
     async def _retry(self) -> None:
+        if not self._recalled:
+            await self._beat()  # what we publish must know what an earlier run published
+            return
         now = asyncio.get_running_loop().time()
         async with self._publishing:
             due = {u: d for u, d in self._deliveries.items() if d.left and d.retry_at <= now}
@@ -325,12 +338,15 @@ class Announcer:
         refused: list[Event] = []
         message = ""
         delivery.attempts += 1
-        for event in delivery.left:
+        for position, event in enumerate(delivery.left):
             results = await self._pool.publish(event, urls=[url], timeout_s=self._publish_timeout_s)
             result = results[url]
             if not result.ok and not result.message.startswith("duplicate:"):
                 refused.append(event)
                 message = message or result.message
+                if not self._pool.health()[url].connected:
+                    refused += delivery.left[position + 1 :]
+                    break
         delivery.left = refused
         backoff_s = min(self._retry_s * 2 ** min(delivery.attempts - 1, 16), self._max_retry_s)
         jitter = random.uniform(0.75, 1.25)  # noqa: S311 it only spreads load

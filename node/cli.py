@@ -84,13 +84,25 @@ def serve(config: ConfigOption) -> None:
 
 
 def _serve(settings: Settings) -> None:
+    import structlog
     import uvloop
 
     from node import app as node_app
     from node.ops import sdnotify
+    from node.settings_types import SettingsError
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(node_app.serve(settings, ready=sdnotify.ready))
+    def ready() -> None:
+        sdnotify.ready()
+
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(node_app.serve(settings, ready=ready))
+    except (SettingsError, OSError):
+        raise
+    except Exception:
+        # Through the log, whose lines hold no secret, and not as Python would print it.
+        structlog.get_logger().exception("node_failed")
+        raise typer.Exit(EXIT_FAILED) from None
 
 
 @app.command(

@@ -123,6 +123,7 @@ class Session:
         self._publishes: dict[str, _Publish] = {}
         self._outbox: asyncio.Queue[str] = asyncio.Queue(limits.max_queued_frames)
         self._auth_id: str | None = None
+        self._auth_denied = False
         self._auths = 0
         self._auth_timer: asyncio.TimerHandle | None = None
         self._lost = asyncio.Event()
@@ -320,7 +321,7 @@ class Session:
 
     def _wants_auth(self, message: str) -> bool:
         """Whether the refusal may end with AUTH; some call it "restricted" before AUTH too."""
-        if self._keys is None:
+        if self._keys is None or self._auth_denied:
             return False
         text = message.lower()
         return _AUTH_REQUIRED in text or (self._auth_id is not None and _RESTRICTED in text)
@@ -340,6 +341,7 @@ class Session:
             return
         self._auths += 1
         self._auth_id = event.id
+        self._auth_denied = False
         self._send(["AUTH", event.to_dict()])
         if self._auth_timer is not None:
             self._auth_timer.cancel()
@@ -354,6 +356,7 @@ class Session:
         if self._auth_timer is not None:
             self._auth_timer.cancel()
         self.authenticated = accepted
+        self._auth_denied = not accepted
         if not accepted:
             self._note(message)
             log.info("relay_auth_refused", relay=self._url, reason=message)

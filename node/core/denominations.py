@@ -59,4 +59,9 @@ def pick_covering(amount: int, stock: Mapping[int, int]) -> dict[int, int] | Non
         if not spare:
             return None
         picked[spare[0]] = picked.get(spare[0], 0) + 1
-    return picked
+        over = spare[0] - rest
+        for denomination in sorted(picked):
+            needless = min(picked[denomination], over // denomination)
+            picked[denomination] -= needless
+            over -= needless * denomination
+    return {denomination: count for denomination, count in picked.items() if count}

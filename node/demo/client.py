@@ -14,7 +14,7 @@ from node.core.ecash import input_fee
 from node.core.money import Msat, to_msat
 from node.demo.purse import Purse
 from node.demo.report import DemoFailure
-from node.ecash.token import parse_token
+from node.ecash.token import expand_keyset_ids, parse_token
 
 T = TypeVar("T")
 
@@ -63,8 +63,8 @@ class Customer:
 
     async def input_fee(self, token: str) -> Msat:
         """What the mint keeps when a node receives ``token`` (NUT-02)."""
-        parsed = parse_token(token)
         fees = {keyset.id: keyset.input_fee_ppk for keyset in await self.purse.mint.keysets()}
+        parsed = expand_keyset_ids(parse_token(token), fees)
         return to_msat(input_fee(parsed.proofs, fees), parsed.unit)
 
     async def call(

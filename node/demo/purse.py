@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 
 import aiohttp
-from cashu.core.split import amount_split
 
+from node.core.denominations import split
 from node.core.ecash import BlindedMessage, BlindSignature, Keyset, Proof, input_fee
 from node.ecash.crypto import (
     blind,
@@ -113,7 +113,7 @@ class Purse:
         _require_positive(amount)
         keyset = await self._active()
         quote = await self._paid_quote(amount)
-        outputs = _outputs(keyset, amount_split(amount))
+        outputs = _outputs(keyset, split(amount))
         signatures = await self.mint.mint(mint_body(quote.quote, _messages(outputs)))
         return self._token(_coins(keyset, outputs, signatures))
 
@@ -135,7 +135,7 @@ class Purse:
         net = parsed.amount - self._fee(proofs)
         if net <= 0:
             raise PurseError("the mint's fees leave nothing of the token")
-        coins = await self._swap(proofs, amount_split(net))
+        coins = await self._swap(proofs, split(net))
         self._proofs += coins
         return net
 
@@ -169,7 +169,7 @@ class Purse:
         rest = _total(chosen) - self._fee(chosen) - amount
         if rest < 0:
             raise PurseError("the purse does not hold that much")
-        fresh = await self._swap(chosen, [*amount_split(amount), *amount_split(rest)])
+        fresh = await self._swap(chosen, [*split(amount), *split(rest)])
         used = {proof.secret for proof in chosen}
         self._proofs = [proof for proof in self._proofs if proof.secret not in used] + fresh
         coins = _exact(fresh, amount)

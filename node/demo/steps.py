@@ -14,7 +14,6 @@ import openai
 import orjson
 
 from discovery.announcement import parse_provider_event
-from discovery.nostr.keys import Keys
 from discovery.nostr.pool import RelayPool
 from discovery.offers import parse_model_pages
 from discovery.wire import KIND_MODEL_PAGE, KIND_PROVIDER
@@ -27,6 +26,7 @@ from node.demo.report import DemoFailure, Report, Sheet, sats
 from node.demo.world import World
 from node.ecash.token import parse_token
 from node.ledger.books import Books, read_books
+from node.transport.dm.assembly import ReplyError
 
 MAX_TOKENS = 48
 PROMPT = "Tell me in one sentence why ecash suits machines that pay machines."
@@ -53,6 +53,8 @@ class Walk:
         self.world = world
         self.customer = customer
         self.report = report
+        self._listed: dict[str, dict[str, Any]] = {}
+        """Name → what the other node lists."""
 
     async def announced(self) -> None:
         """Both nodes' announcements and model pages are on the relay."""
@@ -85,6 +87,7 @@ class Walk:
             title = f"{node.name} lists {other.name} under /v1/providers, verified"
             with self.report.step(f"found-{other.name}", title) as step:
                 item = await eventually(partial(self._found, node, other), timeout_s=90)
+                self._listed[other.name] = item
                 step.detail = f"{item['status']}, answers in {item['latency_ms']} ms"
                 step.measured = {"latency_ms": item["latency_ms"]}
 
@@ -101,6 +104,11 @@ class Walk:
         expect(what + "relays", item["relays"], [self.world.relay])
         expect(what + "URL", item["endpoint_url"], other.url)
         expect(what + "models", item["models"], [other.offer.model])
+        priced = item["pricing"][other.offer.model]
+        price = other.offer.price
+        # sat per 1,000 tokens there, msat per million here
+        expect(what + "prompt price", priced["prompt"], price.input_per_mtok / 1_000_000)
+        expect(what + "answer price", priced["completion"], price.output_per_mtok / 1_000_000)
         return item
 
     async def key(self) -> str:
@@ -197,29 +205,36 @@ class Walk:
         node = self.world.b
         for stream in (False, True):
             kind = "framed stream" if stream else "chat"
-            title = f"an encrypted Nostr message buys a {kind} from {node.name}"
+            title = f"an encrypted Nostr message from a fresh key buys a {kind}"
             with self.report.step(f"nostr-{'stream' if stream else 'chat'}", title) as step:
                 token = await self.customer.token(REQUEST_SAT)
                 chat, change = await self._over_nostr(node, token, stream=stream)
                 step.detail, step.measured = await self._settled(node, token, chat, change)
 
     async def _over_nostr(self, node: DemoNode, token: str, *, stream: bool) -> tuple[Chat, str]:
-        """(the chat, the change) bought with ``token``; all the client knows is key and relay."""
-        async with NostrClient(
-            Keys.generate(), node.keys.pubkey, [self.world.relay], timeout_s=120
-        ) as client:
-            reply = await client.request(
-                "POST",
-                "/v1/chat/completions",
-                headers={"content-type": "application/json", "x-cashu": token},
-                body=orjson.dumps(self._request(node, stream=stream)),
-                frames=stream,
-            )
+        """(the chat, the change) bought with ``token``, in http2nostr's format or framed.
+
+        All the client knows is what the other node lists: key and relays.
+        """
+        listed = self._listed[node.name]
+        async with NostrClient(listed["relays"]) as client:
+            try:
+                reply = await client.request(
+                    listed["npub"],
+                    "POST",
+                    "/v1/chat/completions",
+                    headers={"content-type": "application/json", "x-cashu": token},
+                    body=orjson.dumps(self._request(node, stream=stream)),
+                    plain=not stream,
+                )
+            except ReplyError as error:
+                raise DemoFailure(f"{node.name} did not answer over Nostr: {error}") from None
         if reply.status != 200:
             raise DemoFailure(f"{node.name} answered {reply.status}: {reply.body[:300]!r}")
-        carried = reply.trailers if stream else reply.headers
+        if not reply.change:
+            raise DemoFailure("no change came with the answer")
         chat = _chat_of_stream(reply.body) if stream else _chat_of_document(reply.body)
-        return chat, carried["x-cashu"]
+        return chat, reply.change
 
     async def _settled(
         self, node: DemoNode, token: str, chat: Chat, change: str

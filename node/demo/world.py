@@ -19,6 +19,7 @@ from node.demo.model_server import ModelServer
 from node.demo.nodes import DemoNode, Surroundings, two_offers
 from node.demo.relay import EmbeddedRelay
 from node.demo.report import DemoFailure, Report
+from node.ecash.token import normalize_mint_url
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +52,9 @@ class World:
         self._options = options
         self._report = report
         self._stack = AsyncExitStack()
-        self.mint = options.mint or ""
-        self.relay = options.relay or ""
-        self.upstream = options.upstream or ""
+        self.mint = normalize_mint_url(options.mint) if options.mint else ""
+        self.relay = (options.relay or "").rstrip("/")
+        self.upstream = (options.upstream or "").rstrip("/")
         self.model = options.model or ""
         self.nodes: tuple[DemoNode, ...] = ()
 

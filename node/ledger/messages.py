@@ -70,3 +70,20 @@ class SqliteMessageLog:
                 conn.execute("DELETE FROM messages WHERE created_at < ?", (limit,)).rowcount
             )
         )
+
+    async def load_healthy(self) -> int | None:
+        """The last moment (unix seconds) at which every relay was connected, if one was stored."""
+        row = await self._db.read(
+            lambda conn: conn.execute(
+                "SELECT value FROM meta WHERE key = 'relays_healthy_at'"
+            ).fetchone()
+        )
+        return None if row is None else int(row["value"])
+
+    async def store_healthy(self, moment: int) -> None:
+        """Keep that moment over a restart."""
+        await self._db.write(
+            lambda conn: conn.execute(
+                "INSERT OR REPLACE INTO meta VALUES ('relays_healthy_at', ?)", (str(moment),)
+            )
+        )

@@ -29,7 +29,7 @@ _DONE = b"data: [DONE]\n\n"
 # Text an answer holds, whatever field it comes in: content, reasoning, tool arguments.
 _OUTPUT = re.compile(
     rb'"(?:content|reasoning_content|reasoning|refusal|arguments|transcript|text)"\s*:\s*'
-    rb'"((?:[^"\\]|\\.)+)"',
+    rb'"((?:[^"\\]++|\\.)++)"',  # possessive: no memory per character
     re.DOTALL,
 )
 
@@ -213,16 +213,19 @@ class BodyMeter:
         self._max_reply_bytes = max_reply_bytes
         self._buffer = bytearray()
         self._parsed: dict[str, Any] | None = None
+        self._failure: UpstreamFailed | None = None
 
     @property
     def failure(self) -> UpstreamFailed | None:
-        if self._document().get("error"):
-            return UpstreamFailed(private="the answer was an error with a 2xx status")
-        return None
+        return self._failure
 
     @property
     def complete(self) -> bool:
-        return bool(self._document()) and self.failure is None
+        # only here is the answer parsed, so that its pieces cost nothing
+        document = self._document()
+        if document.get("error"):
+            self._failure = UpstreamFailed(private="the answer was an error with a 2xx status")
+        return bool(document) and self._failure is None
 
     @property
     def output_seen(self) -> bool:

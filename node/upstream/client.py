@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from node.upstream.errors import MAX_ERROR_BYTES, error_from_answer, error_from_
 
 EVENT_STREAM = "text/event-stream"
 JSON = "application/json"
+_LARGE_BODY_BYTES = 1 << 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ class OpenAIUpstream:
             async with asyncio.timeout(deadlines.first_byte_s):
                 response = await self._session.post(
                     self._base_url + call.path,
-                    data=call.body,
+                    data=_payload(call.body),
                     headers=self._headers(call),
                     timeout=self._timeout,
                     allow_redirects=False,
@@ -98,6 +100,11 @@ class OpenAIUpstream:
             raise UpstreamFailed(
                 private=f"{self.name} answered {reply.content_type!r} instead of {wanted!r}"
             )
+
+
+def _payload(body: bytes) -> bytes | io.BytesIO:
+    # aiohttp writes bytes in one go, and warns of it when they are many
+    return io.BytesIO(body) if len(body) > _LARGE_BODY_BYTES else body
 
 
 class _Reply:

@@ -30,7 +30,6 @@ from node.upstream.errors import error_from_answer
 KEY = "sk-operator-secret-key"
 MODEL = Model("m", "main", Price(Msat(1), Msat(1)), 1000, 100)
 MESSAGES = [{"role": "user", "content": "why is the sky blue"}]
-SHORT = Deadlines(connect_s=5.0, first_byte_s=0.2, chunk_s=0.2, answer_s=5.0)
 JSON_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 
 
@@ -131,6 +130,14 @@ async def test_the_body_goes_out_as_it_is_and_only_known_headers_do(
     }  # fmt: skip
 
 
+async def test_a_large_body(upstream: OpenAIUpstream, server: ModelServer) -> None:
+    image = "A" * (4 << 20)
+    await read(await upstream.open(call(image=image)))
+    (recorded,) = server.recorded
+    assert recorded.body["image"] == image
+    assert recorded.headers["Content-Length"] == str(len(call(image=image).body))
+
+
 async def test_connections_are_reused(upstream: OpenAIUpstream, session: Any) -> None:
     for _ in range(3):
         await read(await upstream.open(call()))
@@ -181,7 +188,8 @@ async def test_an_answer_that_is_cut(upstream: OpenAIUpstream, stream: bool) -> 
 
 
 async def test_a_server_that_never_answers(session: Any, server: ModelServer) -> None:
-    upstream = OpenAIUpstream("main", session, server.url, api_key=KEY, deadlines=SHORT)
+    deadlines = Deadlines(first_byte_s=0.5)
+    upstream = OpenAIUpstream("main", session, server.url, api_key=KEY, deadlines=deadlines)
     assert isinstance(await failure(upstream.open(call("demo#hang"))), UpstreamTimeout)
     async with asyncio.timeout(5):
         await server.disconnected.wait()
@@ -191,7 +199,8 @@ async def test_a_server_that_never_answers(session: Any, server: ModelServer) ->
 async def test_a_server_that_stops_in_the_middle(
     session: Any, server: ModelServer, stream: bool
 ) -> None:
-    upstream = OpenAIUpstream("main", session, server.url, api_key=KEY, deadlines=SHORT)
+    deadlines = Deadlines(chunk_s=0.2)
+    upstream = OpenAIUpstream("main", session, server.url, api_key=KEY, deadlines=deadlines)
     reply = await upstream.open(call("demo#stall", stream=stream))
     assert isinstance(await failure(read(reply)), UpstreamTimeout)
     async with asyncio.timeout(5):

@@ -47,41 +47,68 @@ async def listening(port: int, *, timeout_s: float = 30) -> None:
 # the strict one
 
 
+@dataclass(frozen=True, slots=True)
 class StrictRelay:
-    """A LocalRelay on a port of its own that can be stopped and started again, empty."""
+    """A LocalRelay in this process."""
 
-    def __init__(self, *, auth_dm: bool = False, auth: bool = False) -> None:
-        self._port = free_port()
-        self._auth_dm = auth_dm
-        self._auth = auth
-        self._relay: nostr_sdk.LocalRelay | None = None
-        self.url = f"ws://127.0.0.1:{self._port}"
+    url: str
 
-    async def start(self) -> None:
-        limit = nostr_sdk.RateLimit(max_reqs=10_000, notes_per_minute=1_000_000)
-        builder = nostr_sdk.LocalRelayBuilder().addr("127.0.0.1").port(self._port)
-        builder = builder.rate_limit(limit).auth_dm(self._auth_dm)
-        if self._auth:
-            mode = nostr_sdk.LocalRelayBuilderNip42Mode.BOTH
-            builder = builder.nip42(nostr_sdk.LocalRelayBuilderNip42(mode=mode))
-        self._relay = builder.build()
-        await self._relay.run()
 
-    def stop(self) -> None:
-        if self._relay is not None:
-            self._relay.shutdown()
-            self._relay = None
+def _local_relay(port: int, *, auth_dm: bool, auth: bool) -> nostr_sdk.LocalRelay:
+    limit = nostr_sdk.RateLimit(max_reqs=10_000, notes_per_minute=1_000_000)
+    builder = nostr_sdk.LocalRelayBuilder().addr("127.0.0.1").port(port)
+    builder = builder.rate_limit(limit).auth_dm(auth_dm)
+    if auth:
+        mode = nostr_sdk.LocalRelayBuilderNip42Mode.BOTH
+        builder = builder.nip42(nostr_sdk.LocalRelayBuilderNip42(mode=mode))
+    return builder.build()
 
 
 @contextlib.asynccontextmanager
 async def strict_relay(*, auth_dm: bool = False, auth: bool = False) -> AsyncIterator[StrictRelay]:
     """A relay that checks everything. ``auth_dm``: gift wraps only after AUTH; ``auth``: all."""
-    relay = StrictRelay(auth_dm=auth_dm, auth=auth)
+    port = free_port()
+    relay = _local_relay(port, auth_dm=auth_dm, auth=auth)
+    await relay.run()
+    try:
+        yield StrictRelay(f"ws://127.0.0.1:{port}")
+    finally:
+        relay.shutdown()
+
+
+class MortalRelay:
+    """A strict relay in a process of its own, to be killed and started again, empty.
+
+    ``LocalRelay.shutdown`` does not always end the connections it has; a kill does.
+    """
+
+    def __init__(self) -> None:
+        self._port = free_port()
+        self._process: asyncio.subprocess.Process | None = None
+        self.url = f"ws://127.0.0.1:{self._port}"
+
+    async def start(self) -> None:
+        self._process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", __name__, str(self._port)), cwd=Path(__file__).parents[2]
+        )
+        await listening(self._port)
+
+    async def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            await self._process.wait()
+            self._process = None
+
+
+@contextlib.asynccontextmanager
+async def mortal_relay() -> AsyncIterator[MortalRelay]:
+    """A strict relay with ``kill`` and ``start``."""
+    relay = MortalRelay()
     await relay.start()
     try:
         yield relay
     finally:
-        relay.stop()
+        await relay.kill()
 
 
 # the sloppy one
@@ -351,3 +378,13 @@ def _matches(conditions: dict[str, Any], event: dict[str, Any]) -> bool:
         ):
             return False
     return True
+
+
+async def _run_forever(port: int) -> None:
+    relay = _local_relay(port, auth_dm=False, auth=False)
+    await relay.run()
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(_run_forever(int(sys.argv[1])))

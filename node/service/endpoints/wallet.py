@@ -139,7 +139,7 @@ class WalletEndpoints:
         return Reply({"msats": await self._accounts.topup(account, token)}, headers=_PRIVATE)
 
     async def refund(self, request: Request, _: Mapping[str, str]) -> Reply:
-        """→ ``{token, sats|msats}``: all that is free, or the change of the token in ``X-Cashu``."""
+        """→ ``{token, sats|msats}``: all that is free, or the change of ``X-Cashu``'s token."""
         paid_with = request.headers.get("x-cashu")
         if paid_with:
             operation = await self._accounts.change_of(paid_with)

@@ -15,6 +15,7 @@ MAX_RELAYS = 5
 MAX_RELAY_URL_CHARS = 256
 
 _RAW = re.compile(r"/v1/[!$&'()*+,\-./0-9:;=?@A-Z\[\]_a-z~%|]*")
+_FORBIDDEN = frozenset("%\\?#;")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
@@ -37,7 +38,8 @@ def parse_target(url: str) -> tuple[str, dict[str, str]]:
     except UnicodeDecodeError:
         raise NotFound from None
     # A second '%' would mean one thing here and another to whoever decodes again.
-    if "%" in path or "\\" in path or "?" in path or "#" in path or not path.isprintable():
+    # ';' and '\' end or separate segments for some servers.
+    if not _FORBIDDEN.isdisjoint(path) or not path.isprintable():
         raise NotFound
     segments = path.split("/")[2:]
     if any(segment in ("", ".", "..") for segment in segments):

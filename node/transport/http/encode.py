@@ -123,9 +123,8 @@ class _LiveResponse:
     def __init__(
         self, request: web.BaseRequest, started: Started, request_id: str, write_timeout_s: float
     ) -> None:
-        headers = common_headers(request_id) | dict(started.headers)
         # proxies would otherwise collect the events before they pass them on
-        headers |= {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        headers = common_headers(request_id) | {"x-accel-buffering": "no"} | dict(started.headers)
         self.response = web.StreamResponse(status=started.status, headers=headers)
         self._request = request
         self._write_timeout_s = write_timeout_s

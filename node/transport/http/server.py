@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping
 from typing import Protocol
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from node.core.exchange import ReplyEvent, Request
 from node.errors import InvalidValue, MethodNotAllowed, NodeError, NotFound
@@ -83,6 +83,8 @@ class _Handler:
 
     async def expect(self, http_request: web.Request) -> web.StreamResponse | None:
         """Answer ``Expect`` before the body is sent: go on, or why not."""
+        if http_request.version < HttpVersion11:
+            return None
         try:
             if http_request.headers.get("Expect", "").lower() != "100-continue":
                 raise InvalidValue("only 100-continue can be expected here", param="expect")

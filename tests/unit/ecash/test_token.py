@@ -1,5 +1,4 @@
-"""Promise: the token reader takes every payment wallets make, and nothing hostile gets past it
-with anything but TokenMalformed."""
+"""Promise: the token reader takes every payment wallets make and refuses what is none."""
 
 from __future__ import annotations
 
@@ -18,12 +17,7 @@ from hypothesis import strategies as st
 
 from node.core.ecash import Dleq, Proof, Token
 from node.core.money import Msat
-from node.ecash.token import (
-    expand_keyset_ids,
-    normalize_mint_url,
-    parse_token,
-    serialize_token,
-)
+from node.ecash.token import expand_keyset_ids, parse_token, serialize_token
 from node.errors import TokenMalformed
 from tests.unit.ecash import nutshell
 from tests.unit.ecash.strategies import POINTS, memos, purses
@@ -384,140 +378,6 @@ def test_short_ids_expand_to_exactly_one_keyset() -> None:
             expand_keyset_ids(short, known)
     with pytest.raises(TokenMalformed):
         expand_keyset_ids(EXPECTED, [V2_ID])
-
-
-@pytest.mark.parametrize(
-    ("url", "normal"),
-    [
-        ("https://mint.example.com", "https://mint.example.com"),
-        ("HTTPS://Mint.Example.COM:443//", "https://mint.example.com"),
-        ("http://mint.example.com:80/", "http://mint.example.com"),
-        ("https://mint.example.com:80", "https://mint.example.com:80"),
-        ("https://mint.example.com/Bitcoin/", "https://mint.example.com/Bitcoin"),
-        ("http://127.0.0.1:3338", "http://127.0.0.1:3338"),
-        ("http://[::1]:3338/", "http://[::1]:3338"),
-        ("http://[0:0:0:0:0:0:0:1]", "http://[::1]"),
-        ("http://abcdef.onion/x", "http://abcdef.onion/x"),
-    ],
-)
-def test_mint_urls_have_one_spelling(url: str, normal: str) -> None:
-    assert normalize_mint_url(url) == normal
-    assert normalize_mint_url(normal) == normal
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "",
-        "mint.example.com",
-        "ftp://mint.example.com",
-        "javascript:alert(1)",
-        "https://",
-        "https:///x",
-        "https://user@mint.example.com",
-        "https://user:pass@mint.example.com",
-        "https://mint.example.com?x=1",
-        "https://mint.example.com/#x",
-        "https://mint.example.com/a?",
-        "https://mint.example.com/../x",
-        "https://mint.example.com/a//b",
-        "https://mint.example.com/%2e%2e",
-        "https://mint.example.com\\@evil.example.com",
-        "https://mint.example.com:0",
-        "https://mint.example.com:99999",
-        "https://mint.example.com:port",
-        "https://mint example.com",
-        "https://mint.example.com\n",
-        " https://mint.example.com",
-        "https://mïnt.example.com",
-        "https://.example.com",
-        "https://mint..example.com",
-        "https://[::1",
-        "https://[zz]",
-        "https://mint.example.com/" + "x" * 600,
-    ],
-)
-def test_other_urls_are_no_mint_urls(url: str) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011 — any ValueError will do
-        normalize_mint_url(url)
-
-
-@given(st.text(max_size=60) | st.text("htps:/[].@?#%-0aA", max_size=60).map("http://".__add__))
-def test_normalizing_is_idempotent_and_raises_only_value_error(url: str) -> None:
-    try:
-        normal = normalize_mint_url(url)
-    except ValueError:
-        return
-    assert normalize_mint_url(normal) == normal
-
-
-def parses_or_is_malformed(text: str) -> None:
-    try:
-        token = parse_token(text)
-    except TokenMalformed:
-        return
-    assert 0 < token.amount < 2**53
-    assert token.unit in {"sat", "msat"}
-    assert 0 < len(token.proofs) <= 100
-    assert normalize_mint_url(token.mint) == token.mint
-
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.dictionaries(
-            st.sampled_from(["token", "mint", "proofs", "amount", "id", "C", "secret", "dleq"]),
-            inner,
-            max_size=6,
-        )
-    ),
-    max_leaves=30,
-)
-cbor_values = st.recursive(
-    st.none() | st.integers() | st.floats() | st.text(max_size=20) | st.binary(max_size=40),
-    lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.dictionaries(st.sampled_from(list("mutdipascewr")), inner, max_size=6)
-    ),
-    max_leaves=30,
-)
-
-
-@given(st.text(max_size=200), st.sampled_from(["", "cashuA", "cashuB"]))
-def test_fuzz_text(text: str, prefix: str) -> None:
-    parses_or_is_malformed(prefix + text)
-
-
-@given(st.binary(max_size=300), st.sampled_from("AB"))
-def test_fuzz_bytes(raw: bytes, version: str) -> None:
-    parses_or_is_malformed(encode(version, raw))
-
-
-@given(json_values)
-def test_fuzz_json(value: object) -> None:
-    parses_or_is_malformed(v3(value))
-
-
-@given(cbor_values)
-def test_fuzz_cbor(value: object) -> None:
-    parses_or_is_malformed(v4(value))
-
-
-@given(
-    st.sampled_from([("A", json.dumps(v3_document()).encode()), ("B", cbor2.dumps(v4_document()))]),
-    st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=4),
-    st.integers(0, 3),
-)
-@settings(max_examples=500, deadline=None)
-def test_fuzz_mutated_tokens(
-    valid: tuple[str, bytes], edits: list[tuple[int, int]], cut: int
-) -> None:
-    version, raw = valid
-    mutated = bytearray(raw)
-    for position, value in edits:
-        mutated[position % len(mutated)] = value
-    parses_or_is_malformed(encode(version, bytes(mutated[: len(mutated) - cut])))
 
 
 def test_nutshell_reads_what_we_write_and_we_read_what_it_writes(tmp_path: Path) -> None:

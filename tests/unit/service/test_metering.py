@@ -549,6 +549,7 @@ def test_an_answer_without_usage_is_counted() -> None:
 def test_what_is_not_an_answer_is_not_complete(raw: bytes) -> None:
     meter = body_meter(raw)
     assert not meter.complete
+    assert (meter.failure is not None) == (b"error" in raw)
     meter.usage()
 
 

@@ -1,0 +1,411 @@
+"""The composition root: the only place that knows every part of a node.
+
+start    database ─▶ release what a dead process held ─▶ wallet ─▶ HTTP ─▶ relays ─▶ ready
+run      carriages, announcer, directory, recovery, housekeeping, until a signal
+stop     not ready ─▶ refuse new, finish what runs ─▶ crossings to mints ─▶ relays ─▶ database
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import aiohttp
+import structlog
+
+from discovery.announcer import AnnouncementSource, Announcer
+from discovery.directory import Directory
+from discovery.netguard import NetGuard
+from discovery.nostr.keys import Keys
+from discovery.nostr.pool import RelayPool
+from discovery.offers import ModelOffer
+from discovery.probe import Prober
+from discovery.registry import Registry
+from discovery.snapshot import DirectorySnapshot
+from node import __version__
+from node.core.catalog import Catalog, Model
+from node.core.exchange import Request
+from node.core.identity import NodeInfo
+from node.ecash.crypto import mnemonic_to_seed, new_mnemonic
+from node.ecash.mint import MintClient
+from node.ecash.token import normalize_mint_url, serialize_token
+from node.ecash.wallet import AcceptedMint, Wallet
+from node.errors import MintUnreachable, NodeError
+from node.ledger.accounts import SqliteLedger
+from node.ledger.database import Database
+from node.ledger.messages import SqliteMessageLog
+from node.ledger.wallet import SqliteWalletStore
+from node.ops import sdnotify
+from node.ops.health import Health
+from node.ops.logging import configure
+from node.service.accounts import Accounts
+from node.service.dispatch import Dispatcher
+from node.service.endpoints.wallet import WalletEndpoints
+from node.service.payers import Payer, choose_payer
+from node.service.pipeline import Pipeline
+from node.service.routes import routes
+from node.settings import Settings
+from node.transport.dm.assembly import AssemblyLimits
+from node.transport.dm.limits import DmLimits
+from node.transport.dm.server import DmServer
+from node.transport.http.runner import HttpServer
+from node.transport.http.server import create_app
+from node.upstream.client import Deadlines, OpenAIUpstream, UpstreamRouter
+
+log = structlog.get_logger()
+
+RECOVERY_INTERVAL_S = 10.0
+"""How often unfinished operations are driven again."""
+REFRESH_INTERVAL_S = 3600.0
+"""How often the mints are asked for their keysets; after a failure, the recovery interval."""
+IDLE_REQUEST_S = 600
+"""After this, a token that was redeemed for a request which never ran becomes change."""
+
+
+async def serve(settings: Settings, *, ready: Callable[[], object] | None = None) -> None:
+    """Run one node until SIGTERM or SIGINT, then drain.
+
+    Args:
+        ready: called once everything is up.
+
+    Raises StorageError when the database cannot be opened, OSError when the address is taken.
+    """
+    configure(settings.log.level, settings.log.format)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with running(settings) as node:
+        if ready is not None:
+            ready()
+        log.info("ready", npub=node.keys.npub, http_port=node.http.port, version=__version__)
+        watchdog = asyncio.create_task(sdnotify.watchdog())
+        try:
+            await stop.wait()
+        finally:
+            watchdog.cancel()
+        sdnotify.stopping()
+        await node.drain()
+
+
+class Node:
+    """The parts of a running node. Make one with ``running``."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        keys: Keys,
+        database: Database,
+        dispatcher: Dispatcher,
+        health: Health,
+        http: HttpServer,
+        wallet: Wallet,
+    ) -> None:
+        self.settings = settings
+        self.keys = keys
+        self.database = database
+        self.dispatcher = dispatcher
+        self.health = health
+        self.http = http
+        self.wallet = wallet
+        self.dm: DmServer | None = None
+        self.announcer: Announcer | None = None
+        self.background: list[asyncio.Task[None]] = []
+
+    async def drain(self) -> None:
+        """Refuse what is new and let finish what runs, within the drain timeout."""
+        timeout_s = self.settings.node.drain_timeout_s
+        log.info("draining", timeout_s=timeout_s)
+        self.dispatcher.draining = True
+        for task in self.background:
+            task.cancel()
+        await asyncio.gather(*self.background, return_exceptions=True)
+        if self.announcer is not None and self.settings.node.retract_on_stop:
+            await self.announcer.retract()
+        finished = await self.dispatcher.drain(timeout_s)
+        if self.dm is not None:
+            await self.dm.stop(timeout_s if finished else 1.0)
+        log.info("drained", finished=finished)
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Node]:
+    """A node that serves while the context lasts."""
+    keys = settings.keys()
+    catalog = settings.catalog()
+    async with AsyncExitStack() as stack:
+        database = await Database.open(settings.node.database)
+        stack.push_async_callback(database.close)
+        ledger = SqliteLedger(database)
+        store = SqliteWalletStore(database, serialize_token)
+        messages = SqliteMessageLog(database)
+        released = await ledger.release_all()
+        if released:
+            log.warning("holds_released", count=released)
+
+        session = await stack.enter_async_context(
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+        )
+        mints = {
+            mint.url: AcceptedMint(
+                MintClient(session, mint.url, timeout_s=mint.timeout_s), mint.units
+            )
+            for mint in settings.mints
+        }
+        seed = mnemonic_to_seed(await store.secret("mnemonic", new_mnemonic))
+        wallet = Wallet(store, mints, seed)
+        await wallet.start()
+        stack.push_async_callback(wallet.close, 5.0)
+
+        key_secret = bytes.fromhex(await store.secret("key_secret", lambda: secrets.token_hex(32)))
+        accounts = Accounts(ledger, wallet, store, key_secret)
+        upstream = UpstreamRouter(
+            {
+                item.name: OpenAIUpstream(
+                    item.name,
+                    session,
+                    item.base_url,
+                    api_key=item.api_key.resolve() if item.api_key else None,
+                    deadlines=Deadlines(
+                        connect_s=item.connect_timeout_s,
+                        first_byte_s=item.first_byte_timeout_s,
+                        chunk_s=item.chunk_timeout_s,
+                    ),
+                )
+                for item in settings.upstreams
+            }
+        )
+
+        async def payer_of(request: Request) -> Payer:
+            return await choose_payer(request, accounts, ledger, wallet)
+
+        pool, directory = None, None
+        guard = NetGuard(allow_private=settings.discovery.allow_private_addresses)
+        stack.callback(guard.close)
+        if settings.nostr.relays:
+            pool = await stack.enter_async_context(_pool(settings, keys, guard))
+            if settings.discovery.enabled:
+                directory = await _directory(settings, keys, guard, pool, stack)
+        snapshot = directory.snapshot if directory else DirectorySnapshot
+        info = _info(settings, keys)
+        dispatcher = Dispatcher(
+            routes(
+                Pipeline(catalog, payer_of, upstream),
+                WalletEndpoints(accounts, frozenset(mints), normalize_mint_url),
+                catalog,
+                lambda: info,
+                snapshot,
+            )
+        )
+        health = Health()
+        health.add("database", lambda: _alive(database))
+        health.add("draining", lambda: "draining" if dispatcher.draining else None)
+        http = HttpServer(
+            create_app(
+                dispatcher,
+                max_body_bytes=settings.http.max_body_bytes,
+                body_timeout_s=settings.http.body_timeout_s,
+                health=health,
+            ),
+            host=settings.http.host,
+            port=settings.http.port,
+            keepalive_timeout_s=settings.http.keepalive_timeout_s,
+            drain_timeout_s=settings.node.drain_timeout_s,
+        )
+        node = Node(settings, keys, database, dispatcher, health, http, wallet)
+        stack.push_async_callback(_cancel, node.background)
+        _spawn(node, "recovery", lambda: _recover(wallet, store))
+        _spawn(node, "housekeeping", lambda: _housekeep(settings, messages))
+        for url in mints:
+            _spawn(node, f"keysets {url}", lambda url=url: _refresh(wallet, url))  # type: ignore[misc]
+        if pool is not None:
+            if settings.nostr.requests:
+                node.dm = DmServer(
+                    pool,
+                    keys,
+                    dispatcher,
+                    messages,
+                    load_healthy=messages.load_healthy,
+                    store_healthy=messages.store_healthy,
+                    limits=_dm_limits(settings),
+                )
+                await node.dm.start()
+                stack.push_async_callback(node.dm.stop, 0.1)
+            if directory is not None:
+                _spawn(node, "directory", directory.run)
+            if settings.node.announce:
+                source = _announcement(settings, info, catalog, pool)
+                interval_s = settings.node.announce_interval_s
+                node.announcer = Announcer(
+                    pool,
+                    keys,
+                    lambda: source,
+                    heartbeat_s=(0.5 * interval_s, 1.5 * interval_s),
+                )
+                _spawn(node, "announcer", node.announcer.run)
+        await http.start()
+        stack.push_async_callback(http.stop)
+        yield node
+
+
+# -- parts ---------------------------------------------------------------------------------
+
+
+def _pool(settings: Settings, keys: Keys, guard: NetGuard) -> RelayPool:
+    """The operator's relays; others, named by clients, go through the guard."""
+
+    async def check(url: str) -> list[str] | None:
+        return None if url in pool.urls else await guard.check_relay_url(url)
+
+    pool = RelayPool(
+        settings.nostr.relays,
+        keys=keys,
+        guard=check,
+        connect_timeout_s=settings.nostr.connect_timeout_s,
+        ok_timeout_s=settings.nostr.ok_timeout_s,
+    )
+    return pool
+
+
+async def _directory(
+    settings: Settings, keys: Keys, guard: NetGuard, pool: RelayPool, stack: AsyncExitStack
+) -> Directory:
+    wanted = settings.discovery
+    probe = None
+    if wanted.probe:
+        prober = await stack.enter_async_context(Prober(guard, timeout_s=wanted.probe_timeout_s))
+        probe = prober.probe
+    return Directory(
+        pool,
+        probe=probe,
+        own_pubkey=keys.pubkey,
+        registry=Registry(max_entries=wanted.max_providers),
+        poll_s=(wanted.poll_interval_s, 2 * wanted.poll_interval_s),
+        reprobe_s=wanted.probe_interval_s,
+        probe_concurrency=wanted.probe_concurrency,
+    )
+
+
+def _info(settings: Settings, keys: Keys) -> NodeInfo:
+    nostr = settings.nostr
+    return NodeInfo(
+        name=settings.node.name,
+        about=settings.node.about,
+        version=__version__,
+        npub=keys.npub,
+        mints=tuple(mint.url for mint in settings.mints),
+        http_urls=settings.http.public_urls,
+        onion_url=settings.http.onion_url,
+        relays=nostr.relays if nostr.requests else (),
+        wraps=nostr.wraps,
+    )
+
+
+def _announcement(
+    settings: Settings, info: NodeInfo, catalog: Catalog, pool: RelayPool
+) -> AnnouncementSource:
+    onion = (info.onion_url,) if info.onion_url else ()
+    return AnnouncementSource(
+        name=info.name,
+        about=info.about,
+        urls=(*info.http_urls, *onion),
+        mints=info.mints,
+        version=info.version,
+        relays=pool.urls if settings.nostr.requests else (),
+        wraps=info.wraps,
+        http=("80", "81", "frames-v1") if settings.nostr.requests else (),
+        offers=tuple(_offer(model) for model in catalog),
+        d=settings.node.d,
+    )
+
+
+def _offer(model: Model) -> ModelOffer:
+    return ModelOffer(
+        id=model.id,
+        name=model.name,
+        input_per_mtok=model.price.input_per_mtok,
+        output_per_mtok=model.price.output_per_mtok,
+        per_request=model.price.per_request,
+        context=model.context_length,
+        max_output=model.max_output_tokens,
+        modalities=model.modalities,
+        endpoints=model.endpoints,
+    )
+
+
+def _dm_limits(settings: Settings) -> DmLimits:
+    nostr = settings.nostr
+    return DmLimits(
+        assembly=AssemblyLimits(
+            max_request_bytes=nostr.max_body_bytes,
+            max_sender_requests=nostr.assembly_max_per_sender,
+            max_sender_bytes=nostr.assembly_max_bytes_per_sender,
+            max_bytes=nostr.assembly_max_bytes,
+            deadline_s=nostr.assembly_timeout_s,
+        ),
+        max_running=nostr.max_concurrent_requests,
+        max_running_per_sender=nostr.max_concurrent_per_sender,
+        unpaid_per_minute=nostr.free_requests_per_minute,
+        stored_change=nostr.stored_change,
+    )
+
+
+# -- background ----------------------------------------------------------------------------
+
+
+def _spawn(node: Node, name: str, run: Callable[[], Awaitable[None]]) -> None:
+    """Run ``run`` in the background for ever; what ends with an error starts again."""
+
+    async def forever() -> None:
+        while True:
+            try:
+                await run()
+                return
+            except Exception:
+                log.exception("background_task_failed", task=name)
+                await asyncio.sleep(RECOVERY_INTERVAL_S)
+
+    node.background.append(asyncio.create_task(forever(), name=name))
+
+
+async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _recover(wallet: Wallet, store: SqliteWalletStore) -> None:
+    """Finish what crashed or was left unknown; give back what nobody uses."""
+    while True:
+        await wallet.recover()
+        for account_id in await store.idle_request_accounts(IDLE_REQUEST_S):
+            try:
+                await wallet.close_idle(account_id)
+            except NodeError as error:
+                log.info("idle_request_kept", account=account_id, reason=str(error))
+        await asyncio.sleep(RECOVERY_INTERVAL_S)
+
+
+async def _refresh(wallet: Wallet, mint: str) -> None:
+    while True:
+        pause_s = REFRESH_INTERVAL_S
+        try:
+            await wallet.refresh(mint)
+        except MintUnreachable as error:
+            pause_s = RECOVERY_INTERVAL_S
+            log.warning("mint_unreachable", mint=mint, reason=error.private)
+        await asyncio.sleep(pause_s)
+
+
+async def _housekeep(settings: Settings, messages: SqliteMessageLog) -> None:
+    while True:
+        await messages.prune(int(settings.ledger.reply_keep_s))
+        await asyncio.sleep(REFRESH_INTERVAL_S)
+
+
+async def _alive(database: Database) -> str | None:
+    await database.read(lambda conn: conn.execute("SELECT 1").fetchone())
+    return None

@@ -1,0 +1,88 @@
+"""Every endpoint of the node, for both carriages, in one table.
+
+A new plain endpoint is a function ``(Request, params) -> Reply`` and a line here; a new paid one
+is a ``prepare`` function (``node.service.prepare``) and a line here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Mapping
+
+from discovery.snapshot import DirectorySnapshot
+from node.core.catalog import Catalog
+from node.core.exchange import ReplyEvent, Request
+from node.core.identity import NodeInfo
+from node.service.dispatch import Reply, Route
+from node.service.endpoints.catalogue import info_document, model_document, models_document
+from node.service.endpoints.providers import etag, get_provider, list_providers
+from node.service.endpoints.wallet import WalletEndpoints
+from node.service.pipeline import Pipeline, Prepare
+from node.service.prepare import prepare_chat
+
+
+def routes(
+    pipeline: Pipeline,
+    wallet: WalletEndpoints,
+    catalog: Catalog,
+    info: Callable[[], NodeInfo],
+    snapshot: Callable[[], DirectorySnapshot],
+) -> list[Route]:
+    """All routes.
+
+    Args:
+        info: what the node says about itself now.
+        snapshot: the other nodes as known now.
+    """
+
+    async def models(_request: Request, _params: Mapping[str, str]) -> Reply:
+        return Reply(models_document(catalog))
+
+    async def model(_request: Request, params: Mapping[str, str]) -> Reply:
+        return Reply(model_document(catalog.get(params["id"])))
+
+    async def node_info(_request: Request, _params: Mapping[str, str]) -> Reply:
+        return Reply(info_document(info()))
+
+    async def providers(request: Request, _params: Mapping[str, str]) -> Reply:
+        now = snapshot()
+        tag = etag(now, request.query)
+        if request.headers.get("if-none-match") == tag:
+            return Reply(None, status=304, headers={"etag": tag})
+        return Reply(list_providers(now, request.query), headers={"etag": tag})
+
+    async def provider(_request: Request, params: Mapping[str, str]) -> Reply:
+        return Reply(get_provider(snapshot(), params["name"]))
+
+    def paid(prepare: Prepare) -> Callable[[Request], AsyncGenerator[ReplyEvent, None]]:
+        return lambda request: pipeline.run(request, prepare)
+
+    return [
+        Route(
+            "POST",
+            "/v1/chat/completions",
+            "Chat completion, streamed or whole",
+            streaming=paid(prepare_chat),
+            bare=True,
+        ),
+        Route("GET", "/v1/models", "Models for sale with prices", models),
+        Route("GET", "/v1/models/{id:path}", "One model", model),
+        Route("GET", "/v1/info", "Who this node is", node_info),
+        Route("POST", "/v1/wallet/create", "Open an account with a token", wallet.create),
+        Route("GET", "/v1/wallet/balance", "Balance in sat", wallet.balance),
+        Route("POST", "/v1/wallet/topup", "Add a token to the account", wallet.topup),
+        Route("POST", "/v1/wallet/withdraw", "Take money out as a token", wallet.withdraw),
+        Route(
+            "GET", "/v1/balance/create", "Open an account (token in query)", wallet.create_balance
+        ),
+        Route("POST", "/v1/balance/create", "Open an account", wallet.create_balance),
+        Route("GET", "/v1/balance/info", "Balance in msat", wallet.balance_info),
+        Route("POST", "/v1/balance/topup", "Add a token to the account", wallet.topup_balance),
+        Route(
+            "POST",
+            "/v1/balance/refund",
+            "Take everything out, or look up a request's change",
+            wallet.refund,
+        ),
+        Route("GET", "/v1/providers", "The other nodes of the network", providers),
+        Route("GET", "/v1/providers/{name}", "One node by name, npub or public key", provider),
+    ]
