@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from node.core.ecash import Keyset, Proof
@@ -80,7 +80,7 @@ class Operation:
     """receive: input fee the client bears. send: fee of our own swap."""
     inputs: tuple[Proof, ...]
     outputs: tuple[Output, ...]
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     """send, done: the serialised token (the outbox)."""
     error: str | None = None
     """failed: code of the error the client is told."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from node.core.money import Msat, ceil_div, to_msat
 
@@ -24,11 +24,11 @@ class Proof:
 
     keyset_id: str
     amount: int
-    secret: str
-    c: str
+    secret: str = field(repr=False)
+    c: str = field(repr=False)
     """The unblinded signature, compressed point, hex."""
-    witness: str | None = None
-    dleq: Dleq | None = None
+    witness: str | None = field(default=None, repr=False)
+    dleq: Dleq | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

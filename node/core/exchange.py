@@ -28,10 +28,10 @@ class Request:
     method: str
     path: str
     """Path without query, beginning with ``/``."""
-    headers: Mapping[str, str]
+    headers: Mapping[str, str] = field(repr=False)
     """Lower-case names, already reduced to the allowlist."""
-    body: bytes = b""
-    query: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = field(default=b"", repr=False)
+    query: Mapping[str, str] = field(default_factory=dict, repr=False)
     carriage: Carriage = "http"
     peer: str = ""
     """Remote address or sender public key (hex): whom limits count against."""
@@ -46,7 +46,7 @@ class Receipt:
     cost: Msat | None = None
     """None for what is free (catalogue, wallet)."""
     usage: Usage | None = None
-    change: str | None = None
+    change: str | None = field(default=None, repr=False)
     """A serialised Cashu token for the client, when it paid with a token."""
     dust: Msat = Msat(0)
     """What was too small for the mint's unit and stayed here."""
@@ -54,6 +54,8 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class Started:
+    """An answer begins. ``headers``: lower-case names."""
+
     status: int
     headers: Mapping[str, str]
     live: bool = False
@@ -62,11 +64,15 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    data: bytes
+    """A piece of the answer's body."""
+
+    data: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
+    """No answer; ``receipt`` says what moved all the same."""
+
     error: NodeError
     receipt: Receipt = field(default_factory=Receipt)
 
