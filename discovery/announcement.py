@@ -254,9 +254,16 @@ def build_relay_lists(
     ]
 
 
-def build_deletion(keys: Keys, addresses: Iterable[str], *, created_at: int) -> Event:
-    """A request to delete all versions of ``addresses`` up to ``created_at`` (NIP-09)."""
+def build_deletion(
+    keys: Keys, addresses: Iterable[str], *, created_at: int, ids: Iterable[str] = ()
+) -> Event:
+    """A request to delete all versions of ``addresses`` up to ``created_at`` (NIP-09).
+
+    ``ids`` names single events besides: some relays know deletion by id only, or misread an
+    address whose ``d`` holds a colon.
+    """
     addresses = list(addresses)
     kinds = dict.fromkeys(address.partition(":")[0] for address in addresses)
-    tags = [("a", address) for address in addresses] + [("k", kind) for kind in kinds]
+    tags = [("a", address) for address in addresses] + [("e", id_) for id_ in ids]
+    tags += [("k", kind) for kind in kinds]
     return sign_bounded(keys, KIND_DELETION, "", tags, created_at)

@@ -26,8 +26,6 @@ from discovery.announcement import (
     build_provider_event,
     build_relay_lists,
     default_identifier,
-    page_identifier,
-    page_ref,
 )
 from discovery.errors import InvalidAnnouncement
 from discovery.nostr.event import Event
@@ -133,7 +131,8 @@ class Announcer:
         self._last_stamp = 0
         self._d: str | None = None
         self._profile = ""
-        self._pages: set[int] = set()
+        self._live: dict[str, str] = {}
+        """Address → id of the provider event and the pages that relays hold of us."""
         self._said: AnnouncementSource | None = None
         self._deliveries: dict[str, _Delivery] = {}
         self._outcomes: dict[str, RelayOutcome] = {}
@@ -208,11 +207,14 @@ class Announcer:
             stamp = self._stamp()
             announcement = self._announcement(source, stamp, stamp + _RETRACTION_LIFE_S)
             replacement = build_provider_event(self._keys, announcement)
-            pages = [self._page_address(index) for index in sorted(self._pages)]
+            self._live.setdefault(announcement.address, replacement.id)
             deletion = build_deletion(
-                self._keys, [announcement.address, *pages], created_at=self._stamp()
+                self._keys,
+                self._live,
+                ids=[*self._live.values(), replacement.id],
+                created_at=self._stamp(),
             )
-            self._pages.clear()
+            self._live.clear()
             self._said = None
             return await self._start([replacement, deletion])
 
@@ -243,13 +245,16 @@ class Announcer:
         lists = build_relay_lists(
             self._keys, relays=source.relays, inbox=source.relays, created_at=stamp
         )
+        provider = build_provider_event(self._keys, announcement)
+        live = {event.address: event.id for event in (*pages, provider)}
+        leftover = {address: id_ for address, id_ in self._live.items() if address not in live}
+        self._live = live
         events = [*pages, profile, *lists]
-        leftover = self._pages - set(range(len(pages)))
         if leftover:
-            addresses = [self._page_address(index) for index in sorted(leftover)]
-            events.append(build_deletion(self._keys, addresses, created_at=stamp))
-        self._pages = set(range(len(pages)))
-        return [*events, build_provider_event(self._keys, announcement)]
+            events.append(
+                build_deletion(self._keys, leftover, ids=leftover.values(), created_at=stamp)
+            )
+        return [*events, provider]
 
     def _announcement(self, source: AnnouncementSource, stamp: int, ends: int) -> Announcement:
         return Announcement(
@@ -271,10 +276,6 @@ class Announcer:
     def _identifier(self, source: AnnouncementSource) -> str:
         self._d = source.d or self._d or default_identifier(self._keys.pubkey)
         return self._d
-
-    def _page_address(self, index: int) -> str:
-        d = page_identifier(self._d or "", index)
-        return f"{KIND_MODEL_PAGE}:{self._keys.pubkey}:{d}"
 
     def _stamp(self) -> int:
         """A ``created_at`` newer than all before: two changes in one second must both count."""
@@ -302,11 +303,11 @@ class Announcer:
         pages = await self._query(
             [{"authors": author, "kinds": [KIND_MODEL_PAGE], "#a": [provider]}]
         )
-        for event in pages:
-            try:
-                self._pages.add(page_ref(event).index)
-            except InvalidAnnouncement:
-                log.debug("own_page_unreadable", event=event.id)
+        self._live = {
+            event.address: event.id
+            for event in reversed([*found, *pages])
+            if event.kind == KIND_MODEL_PAGE or event.address == provider
+        }
         self._last_stamp = max([self._last_stamp, *(e.created_at for e in (*found, *pages))])
         self._recalled = any(relay.connected for relay in self._pool.health().values())
 

@@ -61,6 +61,10 @@ RECOVERY_INTERVAL_S = 10.0
 """How often unfinished operations are driven again."""
 REFRESH_INTERVAL_S = 3600.0
 """How often the mints are asked for their keysets; after a failure, the recovery interval."""
+HTTP_CLOSE_S = 2.0
+"""How long connections may take to close once their requests are answered."""
+RETRACT_TIMEOUT_S = 5.0
+"""How long the relays may take to hear that the announcement is withdrawn."""
 IDLE_REQUEST_S = 600
 """After this, a token that was redeemed for a request which never ran becomes change."""
 
@@ -117,17 +121,22 @@ class Node:
 
     async def drain(self) -> None:
         """Refuse what is new and let finish what runs, within the drain timeout."""
-        timeout_s = self.settings.node.drain_timeout_s
-        log.info("draining", timeout_s=timeout_s)
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + self.settings.node.drain_timeout_s
+        log.info("draining", timeout_s=self.settings.node.drain_timeout_s)
         self.dispatcher.draining = True
         for task in self.background:
             task.cancel()
         await asyncio.gather(*self.background, return_exceptions=True)
         if self.announcer is not None and self.settings.node.retract_on_stop:
-            await self.announcer.retract()
-        finished = await self.dispatcher.drain(timeout_s)
+            try:
+                async with asyncio.timeout(RETRACT_TIMEOUT_S):
+                    await self.announcer.retract()
+            except TimeoutError:
+                log.warning("retract_timed_out")
+        finished = await self.dispatcher.drain(max(0.0, ends_at - loop.time()))
         if self.dm is not None:
-            await self.dm.stop(timeout_s if finished else 1.0)
+            await self.dm.stop(max(1.0, ends_at - loop.time()))
         log.info("drained", finished=finished)
 
 
@@ -147,7 +156,9 @@ async def running(settings: Settings) -> AsyncIterator[Node]:
             log.warning("holds_released", count=released)
 
         session = await stack.enter_async_context(
-            aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+            aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar()
+            )
         )
         mints = {
             mint.url: AcceptedMint(
@@ -213,7 +224,7 @@ async def running(settings: Settings) -> AsyncIterator[Node]:
             host=settings.http.host,
             port=settings.http.port,
             keepalive_timeout_s=settings.http.keepalive_timeout_s,
-            drain_timeout_s=settings.node.drain_timeout_s,
+            drain_timeout_s=HTTP_CLOSE_S,
         )
         node = Node(settings, keys, database, dispatcher, health, http, wallet)
         stack.push_async_callback(_cancel, node.background)

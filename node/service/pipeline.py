@@ -109,13 +109,13 @@ class _Answer:
             )
             async for data in self._reply.chunks():
                 out = meter.feed(data)
-                if meter.failure is not None:
-                    raise meter.failure
                 if out:
                     if not started:
                         started = True
                         yield self._started()
                     yield Chunk(out)
+                if meter.failure is not None:
+                    raise meter.failure
             if not meter.complete:
                 raise meter.failure or UpstreamFailed(private="the answer broke off")
         except NodeError as error:

@@ -57,7 +57,7 @@ async def nothing_comes(subscription: Subscription) -> bool:
 
 async def until(condition: Any, timeout_s: float = 10) -> None:
     async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110 - health has no event to wait for
+        while not condition():
             await asyncio.sleep(0.01)
 
 

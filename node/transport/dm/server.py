@@ -22,7 +22,7 @@ from discovery.errors import DiscoveryError
 from discovery.nostr.event import Event, Rumor
 from discovery.nostr.giftwrap import EPHEMERAL_GIFT_WRAP, GIFT_WRAP, MAX_BACKDATE_S, unwrap
 from discovery.nostr.keys import Keys
-from discovery.nostr.pool import RelayPool
+from discovery.nostr.pool import RelayPool, Subscription
 from node.errors import (
     IdempotencyConflict,
     InvalidValue,
@@ -109,6 +109,7 @@ class DmServer:
         self._failed: OrderedDict[_Key, float] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         self._loops: list[asyncio.Task[None]] = []
+        self._subscriptions: dict[int, Subscription] = {}
         self._healthy_at = 0
         self._settled_before = 0
         self._draining = False
@@ -131,12 +132,24 @@ class DmServer:
         loaded = await self._load_healthy() if self._load_healthy is not None else None
         self._healthy_at = min(now, loaded) if loaded is not None else now
         self._settled_before = self._healthy_at - _SETTLED_S
+        for kind in (EPHEMERAL_GIFT_WRAP, GIFT_WRAP):
+            self._subscribe(kind)
         self._loops = [
             asyncio.create_task(self._listen(EPHEMERAL_GIFT_WRAP)),
             asyncio.create_task(self._listen(GIFT_WRAP)),
             asyncio.create_task(self._sweep()),
             asyncio.create_task(self._watch_health()),
         ]
+
+    async def ready(self, timeout_s: float = 10.0) -> bool:
+        """Wait until the relays in reach have our subscriptions; False: none has so far.
+
+        An ephemeral request that comes before is lost.
+        """
+        heard = await asyncio.gather(
+            *(subscription.eose(timeout_s) for subscription in self._subscriptions.values())
+        )
+        return all(heard)
 
     async def stop(self, deadline_s: float = 30.0) -> None:
         """Refuse what is new, finish what runs, at most ``deadline_s``; then close.
@@ -163,27 +176,30 @@ class DmServer:
             since = max(self._healthy_at, now - self._limits.max_lifetime_s) - _STORED_OVERLAP_S
         return {"kinds": [kind], "#p": [self._keys.pubkey], "since": since}
 
+    def _subscribe(self, kind: int) -> None:
+        self._subscriptions[kind] = self._pool.subscribe(
+            lambda: [self._filter(kind)], queue_size=self._limits.queue_size
+        )
+
     async def _listen(self, kind: int) -> None:
         while True:
             try:
-                await self._read(kind)
+                async with self._subscriptions[kind] as subscription:
+                    await self._read(subscription)
             except Exception as error:
                 _log.error("dm_subscription_failed", kind=kind, reason=type(error).__name__)
             await asyncio.sleep(_RESUBSCRIBE_S)
+            self._subscribe(kind)
 
-    async def _read(self, kind: int) -> None:
-        subscription = self._pool.subscribe(
-            lambda: [self._filter(kind)], queue_size=self._limits.queue_size
-        )
-        async with subscription:
-            async for event in subscription:
-                # The queue before us is bounded and drops its oldest while we hold back.
-                await asyncio.sleep(self._gate.unwrap_delay_s(time.monotonic()))
-                try:
-                    self._receive(event)
-                except Exception as error:
-                    self.counts["failed"] += 1
-                    _log.error("dm_event_failed", reason=type(error).__name__)
+    async def _read(self, subscription: Subscription) -> None:
+        async for event in subscription:
+            # The queue before us is bounded and drops its oldest while we hold back.
+            await asyncio.sleep(self._gate.unwrap_delay_s(time.monotonic()))
+            try:
+                self._receive(event)
+            except Exception as error:
+                self.counts["failed"] += 1
+                _log.error("dm_event_failed", reason=type(error).__name__)
 
     async def _sweep(self) -> None:
         while True:

@@ -195,7 +195,7 @@ def test_filter_by_key_in_both_spellings() -> None:
         ("max_prompt_price", "1e3"),
         ("max_prompt_price", "NaN"),
         ("max_completion_price", "9" * 40),
-        ("max_completion_price", "١"),
+        ("max_completion_price", "\u0661"),
         ("mint", "not a url"),
         ("pubkey", "npub1junk"),
         ("limit", "0"),
@@ -225,10 +225,12 @@ def test_a_bad_value_names_its_parameter(name: str, value: str) -> None:
     )
 )
 def test_any_query_is_answered_or_refused(query: dict[str, str]) -> None:
+    wrong = None
     try:
         assert orjson.dumps(list_providers(ALL, query))
     except InvalidValue as error:
-        assert error.param in query
+        wrong = error.param
+    assert wrong is None or wrong in query
     assert etag(ALL, query)
 
 
