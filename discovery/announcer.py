@@ -286,6 +286,7 @@ class Announcer:
         """Learn from the relays what an earlier run published: ``d``, times, profile, pages."""
         if self._recalled:
             return
+        self._d, self._profile = None, ""
         author = [self._keys.pubkey]
         kinds = [KIND_PROVIDER, KIND_PROFILE, KIND_RELAY_LIST, KIND_INBOX_RELAYS]
         found = await self._query(

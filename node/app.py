@@ -311,7 +311,6 @@ def _info(settings: Settings, keys: Keys) -> NodeInfo:
         http_urls=settings.http.public_urls,
         onion_url=settings.http.onion_url,
         relays=nostr.relays if nostr.requests else (),
-        wraps=nostr.wraps,
     )
 
 

@@ -107,8 +107,6 @@ class NostrSettings(Section):
     """Relays to announce on, to take requests from and to find other nodes on."""
     requests: bool = True
     """Answer requests that arrive as encrypted Nostr messages."""
-    wraps: tuple[Literal[21059, 1059], ...] = (21059, 1059)
-    """Gift-wrap kinds that are taken: 21059 is not stored by relays, 1059 is."""
     stored_change: bool = True
     """Send a stored copy (kind 1059) of every answer that carries change."""
     connect_timeout_s: Seconds = 10

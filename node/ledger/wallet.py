@@ -406,6 +406,25 @@ class SqliteWalletStore:
         )
         return [operation_from(row) for row in rows]
 
+    def mark_delivered(self, operation_id: str) -> asyncio.Future[None]:
+        """An answer with the operation's token was handed to a carriage."""
+
+        def work(conn: sqlite3.Connection) -> None:
+            conn.execute("UPDATE operations SET delivered = 1 WHERE id = ?", (operation_id,))
+
+        return self._db.write(work)
+
+    async def undelivered(self, account_id: int) -> list[Operation]:
+        """Tokens that no request key names and no answer carried yet, oldest first."""
+        rows = await self._db.read(
+            lambda conn: conn.execute(
+                "SELECT * FROM operations WHERE account_id = ? AND kind = 'send'"
+                " AND state <> 'failed' AND request_key IS NULL AND NOT delivered ORDER BY rowid",
+                (account_id,),
+            ).fetchall()
+        )
+        return [operation_from(row) for row in rows]
+
     async def last_send(self, account_id: int) -> Operation | None:
         """The newest token issued, or being issued, from an account."""
         row = await self._db.read(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 from node.core.accounts import Account, Balance, NewAccount, Operation, Role
 from node.core.ecash import Token
@@ -83,6 +85,8 @@ class Accounts:
         self._wallet = wallet
         self._store = store
         self._key_secret = key_secret
+        self._locks: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
+        self._in_hand: set[str] = set()
 
     async def authenticate(self, request: Request) -> Account:
         """Whose request this is; redeems a token that is used as a key for the first time.
@@ -150,42 +154,65 @@ class Accounts:
         mint: str | None = None,
         request_key: str | None = None,
     ) -> Operation:
-        """Issue a token from the account.
+        """Issue a token from the account; tell ``handed_over`` what became of the answer.
 
         Args:
             amount: None for all that is free.
             mint: the mint to issue from; by default the one that opened the account is preferred.
             request_key: asking again under it gives the same token. Without one, a token that
-                was being issued, or that emptied the account, is given again.
+                no answer carried yet is given first, and asking for everything again gives the
+                token that emptied the account.
 
         Raises InvalidApiKey when only an admin key may withdraw, and what ``Wallet.issue`` raises.
         """
         if account.role != "admin" and await self._ledger.has_admin_key(account.id):
             raise InvalidApiKey("only the admin key of this account may withdraw")
-        if request_key is None:
-            again = await self._unanswered(account, amount, mint)
-            if again is not None:
-                return again
+        if request_key is not None:
+            return await self._issue(account, amount, mint, request_key)
+        # One at a time: whether a token was delivered is only clear when its answer has gone.
+        async with self._locks.setdefault(account.id, asyncio.Lock()):
+            operation = await self._owed(account, amount, mint)
+            if operation is None:
+                operation = await self._issue(account, amount, mint, None)
+            self._in_hand.add(operation.id)
+        return operation
+
+    def handed_over(self, operation: Operation, delivered: bool) -> None:
+        """The answer with this token went to the client, or did not."""
+        if not delivered:
+            self._in_hand.discard(operation.id)
+            return
+        marked = self._store.mark_delivered(operation.id)
+        marked.add_done_callback(lambda _: self._in_hand.discard(operation.id))
+
+    async def _issue(
+        self, account: Account, amount: Msat | None, mint: str | None, request_key: str | None
+    ) -> Operation:
         balance = await self._ledger.balance(account.id)
         return await self._wallet.issue(
             account.id, amount, prefer=balance.mint, only=mint, request_key=request_key
         )
 
-    async def _unanswered(
+    async def _owed(
         self, account: Account, amount: Msat | None, mint: str | None
     ) -> Operation | None:
-        """The last token of the account, if this looks like its client asking again."""
+        """The token of an answer that got lost, if this looks like its client asking again."""
+        for operation in await self._store.undelivered(account.id):
+            if operation.id in self._in_hand or mint not in (None, operation.mint):
+                continue
+            if amount not in (None, operation.value):
+                continue
+            operation = await self._wallet.finish(operation)
+            if operation.state == "done":
+                return operation
         last = await self._store.last_send(account.id)
-        if last is None or mint not in (None, last.mint):
+        if amount is not None or last is None or last.state != "done":
             return None
-        pending = last.state == "intent"
-        if pending:
-            last = await self._wallet.finish(last)
-        if last.state != "done" or amount not in (None, last.value):
+        if mint not in (None, last.mint):
             return None
         balance = await self._ledger.balance(account.id)
         emptied = balance.held == 0 and whole_units(balance.balance, last.unit) == 0
-        return last if pending or emptied else None
+        return last if emptied else None
 
     async def change_of(self, text: str) -> Operation:
         """The change of the request that the token ``text`` paid for (NUT-24 clients' lookup).

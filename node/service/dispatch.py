@@ -28,6 +28,8 @@ class Reply:
     document: Any
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
+    on_end: Callable[[bool], None] | None = None
+    """Told once whether the carriage took the whole answer."""
 
 
 Plain: TypeAlias = Callable[[Request, Mapping[str, str]], Awaitable[Reply]]
@@ -168,11 +170,16 @@ class Dispatcher:
             yield Chunk(b"data: " + failure.body(request.request_id) + b"\n\n")
             yield Receipt()
             return
-        headers = {"content-type": "application/json", **reply.headers}
-        yield Started(reply.status, headers)
-        if reply.document is not None:
-            yield Chunk(orjson.dumps(reply.document))
-        yield Receipt()
+        taken = False
+        try:
+            yield Started(reply.status, {"content-type": "application/json", **reply.headers})
+            if reply.document is not None:
+                yield Chunk(orjson.dumps(reply.document))
+            yield Receipt()
+            taken = True
+        finally:
+            if reply.on_end is not None:
+                reply.on_end(taken)
 
     def _find(self, method: str, path: str) -> tuple[Route, Mapping[str, str]]:
         by_method = self._exact.get(path)

@@ -8,8 +8,9 @@ import contextlib
 import gzip
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,13 +23,13 @@ from discovery.announcement import (
     build_provider_event,
     default_identifier,
 )
-from discovery.announcer import AnnouncementSource, Announcer
+from discovery.announcer import AnnouncementSource, Announcer, RelayOutcome
 from discovery.directory import Directory, DirectorySnapshot, Provider
 from discovery.netguard import NetGuard
 from discovery.nostr.keys import Keys
 from discovery.nostr.pool import RelayPool
 from discovery.probe import Prober, ProbeResult
-from tests.fakes.relays import StrictRelay, fault_relay, free_port, strict_relay
+from tests.fakes.relays import StrictRelay, fault_relay, free_port, sloppy_relay, strict_relay
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -202,6 +203,31 @@ async def test_retract_withdraws_and_announcing_again_returns(
         await until(directory, knows(keys, models=2))
 
 
+async def test_a_sloppy_relay_that_keeps_everything_fools_nobody(
+    tmp_path: Path, prober: Prober
+) -> None:
+    """It knows deletion by id only and does not look at expiration."""
+    keys = Keys.generate()
+    async with sloppy_relay(tmp_path) as sloppy, RelayPool([sloppy.url]) as pool:
+        announcer = Announcer(pool, keys, lambda: source("x", sloppy.url))
+        assert (await announcer.publish_once())[sloppy.url].ok
+        now = source("y", sloppy.url, models=1)
+        second = Announcer(pool, keys, lambda: now)
+        assert (await second.publish_once())[sloppy.url].ok
+        directory = patient(pool, prober)
+        async with running(directory):
+            snapshot = await until(directory, knows(keys, models=1))
+            assert [p.announcement.name for p in snapshot.providers] == ["y"]
+            await second.retract()
+            await until(directory, lambda s: s.providers == ())
+        late = patient(pool, prober, poll_s=(0.05, 0.1))
+        async with running(late):
+            fresh = Keys.generate()
+            await Announcer(pool, fresh, lambda: source("z", sloppy.url)).publish_once()
+            snapshot = await until(late, knows(fresh, models=2))
+        assert find(snapshot, keys) is None
+
+
 async def test_a_later_run_takes_up_where_the_earlier_ended(
     relay: StrictRelay, pool: RelayPool
 ) -> None:
@@ -264,6 +290,26 @@ async def test_each_relay_has_its_outcome_and_failed_ones_are_tried_again(
         assert announcer.outcomes()[grumpy.url].attempts > 1
         assert not announcer.outcomes()[dead].ok
         assert {event["kind"] for event in grumpy.events} == {0, 10002, 10050, 30078, 38421}
+
+
+async def test_the_heartbeat_repeats_with_ever_newer_events() -> None:
+    keys = Keys.generate()
+    async with fault_relay() as heard, RelayPool([heard.url]) as pool:
+        announcer = Announcer(pool, keys, lambda: source("x", heard.url), heartbeat_s=(0.01, 0.02))
+        async with running(announcer):
+            await heard.has_received("EVENT", 15)
+        stamps = [event["created_at"] for event in heard.events if event["kind"] == 38421]
+    assert len(stamps) >= 3
+    assert stamps == sorted(set(stamps))
+
+
+async def eventually(
+    announcer: Announcer, condition: Callable[[Mapping[str, RelayOutcome]], bool]
+) -> Mapping[str, RelayOutcome]:
+    async with asyncio.timeout(30):
+        while not condition(announcer.outcomes()):
+            await asyncio.sleep(0.01)
+    return announcer.outcomes()
 
 
 async def test_one_relay_that_never_answers_delays_no_other(
@@ -364,10 +410,16 @@ async def test_probe_reads_a_bounded_answer_in_bounded_time() -> None:
     async def failing(_: web.Request) -> web.StreamResponse:
         return web.Response(status=503)
 
-    async with Prober(NetGuard(allow_private=True), timeout_s=0.5) as prober:
+    async with (
+        Prober(NetGuard(allow_private=True), timeout_s=0.2) as hasty,
+        node(dripping) as url,
+    ):
+        result = await probe(hasty, keys, url)
+        assert (result.verified, result.reachable) == (False, False)
+        assert "no answer within" in result.reason
+    async with Prober(NetGuard(allow_private=True)) as prober:
         for handler, reason in (
             (endless, "too long"),
-            (dripping, "no answer within"),
             (redirecting, "answers 302"),
             (bomb, "compressed"),
             (broken, "not JSON"),

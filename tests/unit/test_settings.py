@@ -194,7 +194,6 @@ def test_mistakes_in_variable_names(config: Path, monkeypatch: pytest.MonkeyPatc
         ("[http]\nport = 70000", "http.port: must be less than or equal to 65535"),
         ("[http]\nport = 80.0", "http.port: must be a whole number"),
         ("[http]\nport = true", "http.port: must be a whole number"),
-        ("[nostr]\nwraps = [1]", "nostr.wraps[0]: must be 21059 or 1059"),
         (
             "[nostr]\nrelays = ['https://r.example.com']",
             "nostr.relays[0]: must be a URL beginning with ws:// or wss://",

@@ -112,6 +112,7 @@ CREATE TABLE operations (
     token       TEXT,
     error       TEXT,
     attempts    INTEGER NOT NULL DEFAULT 0,
+    delivered   INTEGER NOT NULL DEFAULT 0,
     created_at  INTEGER NOT NULL,
     updated_at  INTEGER NOT NULL,
     UNIQUE (account_id, kind, request_key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import orjson
@@ -107,6 +108,7 @@ class WalletEndpoints:
                 "unit": operation.unit,
             },
             headers=_PRIVATE,
+            on_end=partial(self._accounts.handed_over, operation),
         )
 
     # -- /v1/balance -----------------------------------------------------------------------
@@ -142,11 +144,11 @@ class WalletEndpoints:
         """→ ``{token, sats|msats}``: all that is free, or the change of ``X-Cashu``'s token."""
         paid_with = request.headers.get("x-cashu")
         if paid_with:
-            operation = await self._accounts.change_of(paid_with)
-        else:
-            account = await self._accounts.authenticate(request)
-            operation = await self._accounts.withdraw(account, request_key=request.idempotency_key)
-        return Reply(_refund(operation), headers=_PRIVATE)
+            return Reply(_refund(await self._accounts.change_of(paid_with)), headers=_PRIVATE)
+        account = await self._accounts.authenticate(request)
+        operation = await self._accounts.withdraw(account, request_key=request.idempotency_key)
+        on_end = partial(self._accounts.handed_over, operation)
+        return Reply(_refund(operation), headers=_PRIVATE, on_end=on_end)
 
     def _mint(self, body: Mapping[str, Any]) -> str | None:
         text = _text(body, "mint")

@@ -7,6 +7,8 @@ from collections import OrderedDict
 from node.errors import RateLimitExceeded
 from node.transport.dm.limits import DmLimits
 
+_UNWRAP_BURST_S = 1.0
+
 
 class Budget:
     """Token buckets by key, bounded in keys.
@@ -47,7 +49,7 @@ class Gate:
 
     def __init__(self, limits: DmLimits) -> None:
         self._limits = limits
-        self._unwraps = Budget(limits.max_unwraps_per_s * 60, burst=limits.max_unwraps_per_s)
+        self._unwraps_until = 0.0
         self._requests = Budget(limits.requests_per_minute)
         self._unpaid = Budget(limits.unpaid_per_minute)
         self._unpaid_total = Budget(limits.unpaid_total_per_minute)
@@ -57,9 +59,10 @@ class Gate:
 
     def unwrap_delay_s(self, now: float) -> float:
         """Seconds to wait before the next wrap is decrypted; 0.0 while there is budget."""
-        delay_s = self._unwraps.take("", now)
-        if delay_s:
-            self._unwraps.take("", now + delay_s)
+        # Each takes its interval on a virtual clock, which may run a second ahead of the real one.
+        self._unwraps_until = max(self._unwraps_until, now)
+        delay_s = max(0.0, self._unwraps_until - now - _UNWRAP_BURST_S)
+        self._unwraps_until += 1 / self._limits.max_unwraps_per_s
         return delay_s
 
     def admit(self, sender: str, now: float, *, paying: bool, running: int, of_sender: int) -> None:

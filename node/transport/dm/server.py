@@ -40,11 +40,11 @@ from node.transport.dm.codec import (
     RequestPart,
     parse_request,
 )
-from node.transport.dm.exchange import ExchangeRunner, Handler, to_request
 from node.transport.dm.gate import Gate
 from node.transport.dm.limits import DmLimits, Pacing
 from node.transport.dm.outbox import Outbox, Recipient, SentReplies
 from node.transport.dm.reply import Channel, error_contents
+from node.transport.dm.runner import ExchangeRunner, Handler, to_request
 
 _log = structlog.get_logger()
 
@@ -72,7 +72,8 @@ class DmServer:
     """Serves requests that arrive as gift wraps for ``keys``.
 
     Args:
-        pool: started and closed by the caller.
+        pool: started and closed by the caller. It should have a guard: replies also go to relays
+            that clients name.
         dispatcher: the entry point shared with HTTP.
         log: durable memory of (sender, id).
         load_healthy, store_healthy: keep the last moment (Unix seconds) at which every relay
@@ -259,7 +260,11 @@ class DmServer:
 
     def _malformed(self, kind: int, rumor: Rumor, bad: BadMessage) -> None:
         self.counts["malformed"] += 1
-        if bad.id is not None and self._is_fresh(kind, rumor.created_at, None):
+        if bad.id is None or not self._is_fresh(kind, rumor.created_at, None):
+            return
+        key = (rumor.pubkey, bad.id)
+        if key not in self._failed:
+            self._note_failed(key)
             recipient = self._recipient(rumor.pubkey, kind)
             self._refuse(recipient, bad.id, bad.error, frames=bad.frames)
 
@@ -291,10 +296,13 @@ class DmServer:
             old = kind == GIFT_WRAP and created_at < self._settled_before
             self._accept(key, complete, recipient, replay=not old)
         except NodeError as error:
-            self._failed[key] = time.monotonic() + self._limits.assembly.deadline_s
-            while len(self._failed) > _MAX_FAILED:
-                self._failed.popitem(last=False)
+            self._note_failed(key)
             self._refuse(recipient, key[1], error, frames=part.frames)
+
+    def _note_failed(self, key: _Key) -> None:
+        self._failed[key] = time.monotonic() + self._limits.assembly.deadline_s
+        while len(self._failed) > _MAX_FAILED:
+            self._failed.popitem(last=False)
 
     @property
     def _max_lifetime_s(self) -> int:

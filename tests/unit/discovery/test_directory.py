@@ -333,17 +333,22 @@ class Probes:
         self.results: dict[str, ProbeResult] = {}
         self._asked = asyncio.Condition()
 
+    async def begins(self, count: int) -> None:
+        """Wait until so many probes have begun."""
+        async with asyncio.timeout(10), self._asked:
+            await self._asked.wait_for(lambda: len(self.asked) >= count)
+
     async def asks(self, keys: Keys, count: int) -> None:
         """Wait until ``keys`` has been probed that often."""
         async with asyncio.timeout(10), self._asked:
             await self._asked.wait_for(lambda: self.asked.count(keys.pubkey) >= count)
 
     async def __call__(self, announcement: Announcement) -> ProbeResult:
+        self.running += 1
+        self.most = max(self.most, self.running)
         async with self._asked:
             self.asked.append(announcement.pubkey)
             self._asked.notify_all()
-        self.running += 1
-        self.most = max(self.most, self.running)
         try:
             await self.gate.wait()
         finally:
@@ -419,7 +424,8 @@ async def test_newcomers_are_probed_at_once_and_within_bounds(clock: Clock) -> N
         for _ in range(10):
             directory.offer(provider(Keys.generate()))
         await until(directory, lambda s: len(s.providers) == 10)
-        assert probes.running == 3  # the fourth place is kept for the proven
+        await probes.begins(3)
+        assert probes.most == 3  # the fourth place is kept for the proven
         probes.gate.set()
         await until(directory, lambda s: all(p.verified for p in s.providers))
     assert probes.most == 3

@@ -169,6 +169,8 @@ class ExchangeRunner:
                 progress.receipt = event
             case Failed():
                 progress.receipt = event.receipt
+                if progress.transcript.begun:
+                    raise RuntimeError("the dispatcher failed after it had started")
                 await self._fail(event.error, request, progress)
 
     async def _fail(self, error: NodeError, request: Request, progress: Progress) -> None:
@@ -202,15 +204,15 @@ class ExchangeRunner:
 
     async def _break_off(self, request: Request, progress: Progress) -> None:
         """End a reply after a bug. It is not kept, so the same id runs again."""
-        error = InternalError()
+        error, trailers = InternalError(), _trailers(progress.receipt)
         writer, transcript = progress.writer, progress.transcript
         try:
             if not transcript.begun:
                 await self._fail(error, request, progress)
-                writer.finish({})
+                writer.finish(trailers)
             elif transcript.content_type.startswith("text/event-stream"):
                 await writer.write(b"data: " + error.body(request.request_id) + b"\n\n")
-                writer.finish({})
+                writer.finish(trailers)
             else:
                 writer.abort()
         except Exception as failure:
