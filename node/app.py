@@ -61,6 +61,8 @@ RECOVERY_INTERVAL_S = 10.0
 """How often unfinished operations are driven again."""
 REFRESH_INTERVAL_S = 3600.0
 """How often the mints are asked for their keysets; after a failure, the recovery interval."""
+RELAY_READY_TIMEOUT_S = 3.0
+"""How long the start waits for the relays; a node is ready without them too."""
 HTTP_CLOSE_S = 2.0
 """How long connections may take to close once their requests are answered."""
 RETRACT_TIMEOUT_S = 5.0
@@ -259,6 +261,9 @@ async def running(settings: Settings) -> AsyncIterator[Node]:
                 _spawn(node, "announcer", node.announcer.run)
         await http.start()
         stack.push_async_callback(http.stop)
+        if node.dm is not None:
+            # An ephemeral request sent before a relay knows our subscription is lost.
+            await node.dm.ready(RELAY_READY_TIMEOUT_S)
         yield node
 
 

@@ -250,7 +250,7 @@ class DiscoverySettings(Section):
 class LedgerSettings(Section):
     """[ledger] the database."""
 
-    reply_keep_s: Seconds = 86_400
+    reply_keep_s: Annotated[Seconds, Field(ge=87_000)] = 90_000
     """How long answers are kept so that a repeated request gets the same one."""
 
 

@@ -125,7 +125,7 @@ def test_defaults(config: Path) -> None:
     assert settings.http.port == 8080
     assert settings.http.max_body_bytes == 20 * 1024 * 1024
     assert len(settings.nostr.relays) == 4
-    assert settings.ledger.reply_keep_s == 86_400
+    assert settings.ledger.reply_keep_s == 90_000
     with pytest.raises(ValidationError):
         settings.http.port = 1
 

@@ -1,0 +1,62 @@
+"""Promise: the documentation names every error, route, setting and command there is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from node.cli import app
+from node.core.catalog import Catalog
+from node.errors import ERRORS
+from node.service.routes import routes
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+
+
+def test_every_error_is_in_the_table_with_its_status_and_type() -> None:
+    rows = {
+        (code, int(status), type_)
+        for status, code, type_ in re.findall(
+            r"^\| (\d{3}) \| `(\w+)` \| `(\w+)` \|", (DOCS / "errors.md").read_text(), re.MULTILINE
+        )
+    }
+    assert rows == {(error.code, error.status, error.type) for error in ERRORS.values()}
+
+
+def test_every_route_is_documented_and_nothing_else() -> None:
+    documented = set(
+        re.findall(r"^\| `(GET|POST) (/\S+)` \|", (DOCS / "protocol.md").read_text(), re.MULTILINE)
+    )
+    unused = object()
+    table = routes(unused, _Anything(), Catalog([]), unused, unused)  # type: ignore[arg-type]
+    served = {(route.method, re.sub(r":path\}", "}", route.path)) for route in table}
+    assert documented == served | {("GET", "/health/live"), ("GET", "/health/ready")}
+
+
+class _Anything:
+    """Stands where only the names of methods matter."""
+
+    def __getattr__(self, name: str) -> str:
+        return name
+
+
+def test_the_readme_shows_commands_that_exist() -> None:
+    readme = (ROOT / "README.md").read_text()
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    for name in re.findall(r"nodestr ([a-z][a-z-]*)", readme):
+        assert name in commands or name in {"is", "lives"}, name
+    for target in re.findall(r"make ([a-z]+)", readme):
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{p.name}" for p in DOCS.glob("*.md"))])
+def test_what_a_page_points_at_exists(page: str) -> None:
+    text = (ROOT / page).read_text()
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / page).parent.joinpath(target).exists(), target
+    for path in re.findall(r"`((?:node|discovery|tests|config|systemd|docs)/[\w./-]+)`", text):
+        assert (ROOT / path).exists(), path
