@@ -385,6 +385,7 @@ class Directory:
             last_seen=health.reached_at or announcement.created_at,
             reason=result.reason if result else "not probed yet",
             verified_urls=health.verified_urls if verified else (),
+            first_seen=entry.first_seen,
             info=result.info if result else b"",
         )
 

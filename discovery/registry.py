@@ -65,6 +65,9 @@ class Entry:
     """When the announcement expires, unix seconds."""
     revision: int = 0
     """Another number for every change of announcement or models."""
+    first_seen: float = 0.0
+    """When it was first seen under its present name, unix seconds. Unlike ``created_at`` and the
+    key this is nothing its author chooses."""
 
     @property
     def pubkey(self) -> str:
@@ -211,6 +214,8 @@ class Registry:
         previous = entry.announcement
         entry.announcement, entry.ends = announcement, ends
         entry.revision = next(self._revisions)
+        if previous is None or previous.name != announcement.name:
+            entry.first_seen = self._clock()
         if previous is None or previous.urls != announcement.urls:
             # Who proved one URL has proved nothing about another.
             self.mark(address, Trust.NEW)

@@ -29,13 +29,25 @@ class Provider:
     reason: str
     """Why it is not verified or not online."""
     verified_urls: tuple[str, ...] = ()
+    first_seen: float = 0.0
+    """When we first saw it under its present name."""
     info: bytes = b""
     """Its own ``/v1/info`` as JSON; empty when unknown."""
 
     @property
+    def endpoint_urls(self) -> tuple[str, ...]:
+        """URLs to use: of a verified provider the proven ones only, else what it announces."""
+        return self.verified_urls if self.verified else self.announcement.urls
+
+    @property
+    def unverified_urls(self) -> tuple[str, ...]:
+        """What it announces and no probe has found it at; it may be someone else's."""
+        return tuple(url for url in self.announcement.urls if url not in self.verified_urls)
+
+    @property
     def endpoint_url(self) -> str | None:
-        """The URL to use: a verified one if there is any. None when it is reached by relay only."""
-        return next(iter((*self.verified_urls, *self.announcement.urls)), None)
+        """The URL to use first. None when it is reached by relay only."""
+        return next(iter(self.endpoint_urls), None)
 
     @property
     def rank(self) -> tuple[int, int, str, str]:

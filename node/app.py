@@ -30,9 +30,10 @@ from node.core.catalog import Catalog, Model
 from node.core.exchange import Request
 from node.core.identity import NodeInfo
 from node.ecash.crypto import mnemonic_to_seed, new_mnemonic
+from node.ecash.keysets import AcceptedMint
 from node.ecash.mint import MintClient
 from node.ecash.token import normalize_mint_url, serialize_token
-from node.ecash.wallet import AcceptedMint, Wallet
+from node.ecash.wallet import Wallet
 from node.errors import MintUnreachable, NodeError
 from node.ledger.accounts import SqliteLedger
 from node.ledger.database import Database
@@ -206,7 +207,7 @@ async def running(settings: Settings) -> AsyncIterator[Node]:
         info = _info(settings, keys)
         dispatcher = Dispatcher(
             routes(
-                Pipeline(catalog, payer_of, upstream),
+                Pipeline(catalog, payer_of, upstream, wallet.payment_request),
                 WalletEndpoints(accounts, frozenset(mints), normalize_mint_url),
                 catalog,
                 lambda: info,
@@ -220,6 +221,7 @@ async def running(settings: Settings) -> AsyncIterator[Node]:
             create_app(
                 dispatcher,
                 max_body_bytes=settings.http.max_body_bytes,
+                max_buffered_bytes=settings.http.max_buffered_bytes,
                 body_timeout_s=settings.http.body_timeout_s,
                 health=health,
             ),

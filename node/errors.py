@@ -18,6 +18,7 @@ An error knows its wire form (status, ``type``, ``code``, retry hints) and one p
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any, ClassVar
 
 ERRORS: dict[str, type[NodeError]] = {}
@@ -78,7 +79,7 @@ class NodeError(Exception):
         }
 
     def headers(self) -> dict[str, str]:
-        """Response headers that go with the status: ``Retry-After`` and ``x-should-retry``."""
+        """Response headers that go with the status, such as ``Retry-After``."""
         headers: dict[str, str] = {}
         if self.retry_after_s is not None:
             headers["retry-after"] = str(self.retry_after_s)
@@ -124,6 +125,19 @@ class MethodNotAllowed(_InvalidRequest):
     status = 405
     code = "method_not_allowed"
     default = "this path does not take that method"
+
+    def __init__(
+        self, message: str | None = None, *, allow: Collection[str] = (), **details: Any
+    ) -> None:
+        """``allow``: the methods that the path takes."""
+        super().__init__(message, **details)
+        self.allow = tuple(sorted(allow))
+
+    def headers(self) -> dict[str, str]:
+        headers = super().headers()
+        if self.allow:
+            headers["allow"] = ", ".join(self.allow)
+        return headers
 
 
 class RequestIncomplete(_InvalidRequest):
@@ -225,6 +239,7 @@ class MintUnreachable(_MintTrouble):
 
     code = "mint_unreachable"
     default = "the mint cannot be reached; your token is untouched"
+    retry = True
 
 
 class MintLiquidity(_MintTrouble):
@@ -241,6 +256,7 @@ class Pending(NodeError):
     type = "pending"
     code = "pending"
     default = "the outcome is not known yet; ask again with the same request"
+    retry = True
 
 
 class IdempotencyConflict(_InvalidRequest):

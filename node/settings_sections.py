@@ -94,10 +94,19 @@ class HttpSettings(Section):
     """Tor onion service address of this server; announced after the public URLs."""
     max_body_bytes: SizeBytes = 20 * MIB
     """Largest request body."""
+    max_buffered_bytes: SizeBytes = 256 * MIB
+    """Most bytes of request bodies kept in memory, of all requests; beyond, clients are asked to
+    come back later."""
     body_timeout_s: Seconds = 60
     """Deadline for a request's body to arrive."""
     keepalive_timeout_s: Seconds = 75
     """How long an idle connection is kept, and how long headers may take."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.max_buffered_bytes < self.max_body_bytes:
+            raise ValueError("max_buffered_bytes is below max_body_bytes")
+        return self
 
 
 class NostrSettings(Section):

@@ -12,6 +12,7 @@ import orjson
 
 from node.transport.dm.assembly import ReplyAssembler, ReplyError
 from node.transport.dm.codec import ReplyPiece, build_cancel, build_nack
+from node.transport.dm.cutter import OMITTED_HEADER
 
 
 class ReplyTimeout(ReplyError):
@@ -52,12 +53,19 @@ class ClientReply:
         token = self.trailers.get("x-cashu") or self.headers.get("x-cashu", "")
         return token if token.startswith("cashu") else None  # a 402 asks for money there
 
+    @property
+    def change_omitted(self) -> bool:
+        """There is change, too large to travel beside the answer: ``POST /v1/balance/refund``
+        with the token that paid gives it."""
+        return OMITTED_HEADER in self.trailers or OMITTED_HEADER in self.headers
+
 
 class ReplyStream:
     """One request and its answer as it comes: iterate it for body bytes, in order.
 
     Made by ``NostrClient.stream``; the request is sent on the first wait. Leaving early with
-    ``aclose`` (or the end of ``async with``) tells the node to stop.
+    ``aclose`` (or the end of ``async with``) tells the node to stop; to stop and still get the
+    change, ``cancel`` and read on.
     """
 
     def __init__(
@@ -133,18 +141,24 @@ class ReplyStream:
         status = await self.started()
         return ClientReply(status, self.headers, self._assembler.take(), self.trailers)
 
+    async def cancel(self) -> None:
+        """Tell the node to stop, unless the answer is complete or was not asked for. It then ends
+        the answer early: what it had generated is charged, and the trailers bring the change."""
+        if self._deadline is None or self._assembler.complete:
+            return
+        try:
+            async with asyncio.timeout(self._patience.cancel_timeout_s):
+                await self._publish([build_cancel(self.id)])
+        except TimeoutError:
+            return
+
     async def aclose(self) -> None:
         """Stop listening; tell the node to stop when the answer is not complete. Idempotent."""
         if self._closed:
             return
         self._closed = True
         self._forget()
-        if self._deadline is not None and not self._assembler.complete:
-            try:
-                async with asyncio.timeout(self._patience.cancel_timeout_s):
-                    await self._publish([build_cancel(self.id)])
-            except TimeoutError:
-                return
+        await self.cancel()
 
     def receive(self, piece: ReplyPiece) -> None:
         """Take a piece that arrived."""

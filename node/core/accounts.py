@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
@@ -13,6 +14,11 @@ from node.core.pricing import Price
 Role: TypeAlias = Literal["spend", "admin", "request"]
 
 
+def key_hash(key: str, role: Role = "spend") -> str:
+    """What is stored of a key: a SHA-256, hex, in which a key of one role is none of another."""
+    return hashlib.sha256(f"{role}:{key}".encode()).hexdigest()
+
+
 @dataclass(frozen=True, slots=True)
 class Account:
     """Whom a key belongs to, and what that key may do."""
@@ -20,7 +26,7 @@ class Account:
     id: int
     role: Role
     funded: bool
-    """Whether money ever arrived; False while its first token is being redeemed."""
+    """Whether money ever arrived; False: its first token is being redeemed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +51,8 @@ class HoldRequest:
     request_id: str
     request_key: str | None
     """Names the request among those of its account; None when nothing names it."""
+    digest: str
+    """Of what is asked for: the same key with another digest is a conflict."""
     model: str
     price: Price
     max_cost: Msat
@@ -61,7 +69,8 @@ class Output:
     """True: for our inventory. False: part of a token we issue."""
 
 
-OperationState: TypeAlias = Literal["intent", "done", "failed"]
+OperationState: TypeAlias = Literal["intent", "done", "failed", "salvaged"]
+"""salvaged: a send that had failed here and landed at the mint later; its coins are ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +94,11 @@ class Operation:
     error: str | None = None
     """failed: code of the error the client is told."""
     attempts: int = 0
+    """How often its outcome stayed unknown."""
+    unknown_at: int = 0
+    """Unix seconds of the last moment at which a request of it may have left for the mint."""
+    surcharge: int = 0
+    """send: the part of ``fee`` the account pays, when the node has not earned it yet."""
 
     @property
     def credit(self) -> Msat:
@@ -116,7 +130,8 @@ class Source:
 
     mint: str
     unit: str
-    keyset: Keyset
+    keyset: Keyset | None
+    """None: no swap can be made there now, what is in stock can be given."""
     fee_ppk: Mapping[str, int]
 
 
@@ -139,4 +154,4 @@ class Closed:
     dust: Msat
     change: Operation | None
     open: bool = False
-    """True: no mint holds the coins for the change just now; the account keeps its money."""
+    """True: the change cannot be issued just now; the account keeps its money."""

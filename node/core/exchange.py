@@ -9,6 +9,7 @@ arrives as a ``Chunk`` holding an SSE error, so a carriage sees ``Failed`` only 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
@@ -37,6 +38,9 @@ class Request:
     """Remote address or sender public key (hex): whom limits count against."""
     idempotency_key: str | None = None
     """Names this request for ever among those of its payer; asking again repeats the answer."""
+    stop: asyncio.Event | None = field(default=None, repr=False, compare=False)
+    """Set by the carriage when the client wants no more: a generation ends early, but in order,
+    with what was seen charged and the receipt given. Closing the generator loses the receipt."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ with it, which is what a demo and a test want.
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -105,15 +106,18 @@ class Purse:
             await self._own_session.close()
             self._own_session = None
 
-    async def fund(self, amount: int) -> str:
+    async def fund(self, amount: int, *, lock_to: str | None = None) -> str:
         """Mint ``amount`` against an invoice and return it as a token; the purse keeps nothing.
+
+        Args:
+            lock_to: public key, hex, that alone can spend it (NUT-11).
 
         Raises PurseError when the invoice is not paid in time, MintError.
         """
         _require_positive(amount)
         keyset = await self._active()
         quote = await self._paid_quote(amount)
-        outputs = _outputs(keyset, split(amount))
+        outputs = _outputs(keyset, split(amount), lock_to)
         signatures = await self.mint.mint(mint_body(quote.quote, _messages(outputs)))
         return self._token(_coins(keyset, outputs, signatures))
 
@@ -225,12 +229,15 @@ def _require_positive(amount: int) -> None:
         raise PurseError("an amount is a positive integer")
 
 
-def _outputs(keyset: Keyset, amounts: Iterable[int]) -> list[_Output]:
+def _outputs(keyset: Keyset, amounts: Iterable[int], lock_to: str | None = None) -> list[_Output]:
     outputs = []
     for amount in sorted(amounts):
         if amount not in keyset.keys:
             raise PurseError("the mint has no coin of that amount")
         secret, r = secrets.token_hex(32), _random_scalar()
+        if lock_to is not None:
+            lock = {"nonce": secret, "data": lock_to, "tags": [["sigflag", "SIG_INPUTS"]]}
+            secret = json.dumps(["P2PK", lock], separators=(",", ":"))
         message = BlindedMessage(amount, keyset.id, blind(secret, r))
         outputs.append(_Output(message, secret, r))
     return outputs

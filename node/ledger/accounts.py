@@ -10,10 +10,12 @@
 | what happens                    | outcome                                                    |
 |---------------------------------|------------------------------------------------------------|
 | balance - held < max cost       | InsufficientBalance, nothing changes                       |
+| same request key, other digest  | IdempotencyConflict                                        |
 | same request key, still held    | Pending: it runs now                                       |
 | same request key, settled       | Interrupted: charged once, not again                       |
 | settled or released twice       | the first outcome stands                                   |
 | cost above the hold             | the hold is charged, no more                               |
+| commit of settle fails          | tried again until it succeeds                              |
 | process dies                    | ``release_all`` at the next start; nothing was charged     |
 """
 
@@ -21,26 +23,26 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import hashlib
 import json
 import sqlite3
 import time
 from typing import cast
 
-from node.core.accounts import Account, Balance, HoldRequest, Role
+from node.core.accounts import Account, Balance, HoldRequest, Role, key_hash
 from node.core.money import Msat
 from node.core.usage import Usage
-from node.errors import InsufficientBalance, Interrupted, InvalidApiKey, Pending
+from node.errors import (
+    IdempotencyConflict,
+    InsufficientBalance,
+    Interrupted,
+    InvalidApiKey,
+    Pending,
+)
 from node.ledger.books import Book, transfer
 from node.ledger.database import Database
 
 MAX_CACHED_KEYS = 100_000
 """API keys remembered in memory, so that authentication needs no database."""
-
-
-def key_hash(key: str) -> str:
-    """What is stored of a key or a token used as one: its SHA-256, hex."""
-    return hashlib.sha256(key.encode()).hexdigest()
 
 
 class SqliteLedger:
@@ -50,20 +52,25 @@ class SqliteLedger:
         self._db = database
         self._keys: dict[str, Account] = {}
 
-    async def account(self, key: str) -> Account:
-        """Whose key this is. Raises InvalidApiKey."""
-        hashed = key_hash(key)
+    async def account(self, key: str, role: Role = "spend") -> Account:
+        """Whose key of that role this is.
+
+        Raises InvalidApiKey; also when the token behind it was refused.
+        """
+        hashed = key_hash(key, role)
         known = self._keys.get(hashed)
         if known is not None:
             return known
         row = await self._db.read(
             lambda conn: conn.execute(
                 "SELECT account_id, role, EXISTS (SELECT 1 FROM transfers"
-                " WHERE destination = account_id) AS funded FROM api_keys WHERE hash = ?",
+                " WHERE destination = k.account_id) AS funded, EXISTS (SELECT 1 FROM operations o"
+                " WHERE o.account_id = k.account_id AND state = 'intent') AS coming"
+                " FROM api_keys k WHERE hash = ?",
                 (hashed,),
             ).fetchone()
         )
-        if row is None:
+        if row is None or not (row["funded"] or row["coming"]):
             raise InvalidApiKey
         account = Account(row["account_id"], cast("Role", row["role"]), bool(row["funded"]))
         if account.funded:  # only then can its keys never be taken back
@@ -97,11 +104,11 @@ class SqliteLedger:
 
     def settle(self, hold_id: int, cost: Msat, usage: Usage) -> asyncio.Future[Msat]:
         """Charge ``cost`` and free the rest; resolves to what was charged."""
-        return self._db.write(lambda conn: settle_hold(conn, hold_id, cost, usage))
+        return self._db.insist(lambda conn: settle_hold(conn, hold_id, cost, usage))
 
     def release(self, hold_id: int) -> asyncio.Future[None]:
         """Free the whole hold."""
-        return self._db.write(lambda conn: release_hold(conn, hold_id))
+        return self._db.insist(lambda conn: release_hold(conn, hold_id))
 
     async def release_all(self) -> int:
         """Free the holds a dead process left; returns how many. Call before serving."""
@@ -127,10 +134,12 @@ def open_hold(conn: sqlite3.Connection, account_id: int, request: HoldRequest) -
     """See ``SqliteLedger.hold``."""
     if request.request_key is not None:
         row = conn.execute(
-            "SELECT state FROM holds WHERE account_id = ? AND request_key = ?",
+            "SELECT state, request_digest FROM holds WHERE account_id = ? AND request_key = ?",
             (account_id, request.request_key),
         ).fetchone()
         if row is not None:
+            if row["request_digest"] != request.digest:
+                raise IdempotencyConflict
             if row["state"] == "held":
                 raise Pending("this request is being answered now", retry_after_s=2)
             if row["state"] == "settled":
@@ -150,11 +159,12 @@ def open_hold(conn: sqlite3.Connection, account_id: int, request: HoldRequest) -
             f"this request may cost up to {request.max_cost} msat, {free} msat are available"
         )
     cursor = conn.execute(
-        "INSERT INTO holds (account_id, request_key, request_id, model, price, max_cost_msat,"
-        " state, created_at) VALUES (?, ?, ?, ?, ?, ?, 'held', ?)",
+        "INSERT INTO holds (account_id, request_key, request_digest, request_id, model, price,"
+        " max_cost_msat, state, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, 'held', ?)",
         (
             account_id,
             request.request_key,
+            request.digest,
             request.request_id,
             request.model,
             json.dumps(dataclasses.asdict(request.price)),

@@ -6,7 +6,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 from node.core.accounts import Operation, Output, Source
 from node.core.denominations import pick_covering
@@ -14,58 +14,69 @@ from node.core.ecash import Dleq, Proof
 from node.core.money import ceil_div
 
 
+@dataclass(frozen=True, slots=True)
+class Cover:
+    """Coins that cover an amount and the fee for swapping them."""
+
+    picked: Mapping[int, int]
+    fee: int
+
+
 def with_counters(
     conn: sqlite3.Connection, keyset_id: str, amounts: Sequence[tuple[int, bool]]
 ) -> tuple[Output, ...]:
     """Outputs for (amount, keep) with fresh counters of a keyset."""
-    row = conn.execute("SELECT next FROM counters WHERE keyset_id = ?", (keyset_id,)).fetchone()
-    first = 0 if row is None else int(row["next"])
-    conn.execute("INSERT OR REPLACE INTO counters VALUES (?, ?)", (keyset_id, first + len(amounts)))
+    first = next_counter(conn, keyset_id)
+    advance_counter(conn, keyset_id, first + len(amounts))
     return tuple(
         Output(amount, keyset_id, first + index, keep)
         for index, (amount, keep) in enumerate(amounts)
     )
 
 
-def stock(conn: sqlite3.Connection, mint: str, unit: str) -> dict[int, int]:
-    """Denomination → unspent coins held."""
+def next_counter(conn: sqlite3.Connection, keyset_id: str) -> int:
+    """The first counter of a keyset that was never used."""
+    row = conn.execute("SELECT next FROM counters WHERE keyset_id = ?", (keyset_id,)).fetchone()
+    return 0 if row is None else int(row["next"])
+
+
+def advance_counter(conn: sqlite3.Connection, keyset_id: str, to: int) -> None:
+    """Use no counter below ``to`` again."""
+    conn.execute(
+        "INSERT INTO counters VALUES (?1, ?2)"
+        " ON CONFLICT (keyset_id) DO UPDATE SET next = MAX(next, ?2)",
+        (keyset_id, to),
+    )
+
+
+def stock(
+    conn: sqlite3.Connection, mint: str, unit: str, *, suspect: bool = True
+) -> dict[int, int]:
+    """Denomination → unspent coins held; without the suspect ones if asked for."""
     return {
         row["amount"]: row["n"]
         for row in conn.execute(
             "SELECT amount, COUNT(*) AS n FROM proofs"
-            " WHERE mint = ? AND unit = ? AND state = 'unspent' GROUP BY amount",
-            (mint, unit),
+            " WHERE mint = ? AND unit = ? AND state = 'unspent' AND suspect <= ? GROUP BY amount",
+            (mint, unit, int(suspect)),
         )
     }
 
 
 def cover(
-    conn: sqlite3.Connection, source: Source, amount: int, stock: Mapping[int, int]
-) -> tuple[dict[int, int] | None, int]:
-    """Coins worth ``amount`` and the fee for swapping them; (None, 0) when there are too few."""
+    conn: sqlite3.Connection, source: Source, amount: int, held: Mapping[int, int]
+) -> Cover | None:
+    """Coins worth ``amount`` and their fee; None when there are too few."""
     fee = 0
     while True:
-        picked = pick_covering(amount + fee, stock)
+        picked = pick_covering(amount + fee, held)
         if picked is None:
-            return None, 0
-        coins = _coins(conn, source, picked)
-        needed = ceil_div(sum(source.fee_ppk.get(row["keyset_id"], 0) for row in coins), 1000)
-        if sum(row["amount"] for row in coins) >= amount + needed:
-            return picked, needed
+            return None
+        rows = _rows(conn, source, picked, suspect=True)
+        needed = ceil_div(sum(source.fee_ppk.get(row["keyset_id"], 0) for row in rows), 1000)
+        if sum(row["amount"] for row in rows) >= amount + needed:
+            return Cover(picked, needed)
         fee = needed
-
-
-def _coins(
-    conn: sqlite3.Connection, source: Source, picked: Mapping[int, int]
-) -> list[sqlite3.Row]:
-    rows: list[sqlite3.Row] = []
-    for denomination, count in sorted(picked.items()):
-        rows += conn.execute(
-            "SELECT * FROM proofs WHERE mint = ? AND unit = ? AND amount = ?"
-            " AND state = 'unspent' ORDER BY created_at, y LIMIT ?",
-            (source.mint, source.unit, denomination, count),
-        ).fetchall()
-    return rows
 
 
 def take(
@@ -74,14 +85,17 @@ def take(
     picked: Mapping[int, int],
     operation_id: str,
     state: str,
-) -> list[Proof]:
-    """Take the picked coins out of the inventory for an operation."""
-    rows = _coins(conn, source, picked)
+) -> tuple[list[str], list[Proof]]:
+    """Take the picked coins out of the inventory for an operation; their Ys and proofs.
+
+    Suspect coins go only into swaps (state ``reserved``), and go first.
+    """
+    rows = _rows(conn, source, picked, suspect=state == "reserved")
     conn.executemany(
         "UPDATE proofs SET state = ?, operation_id = ? WHERE y = ?",
         [(state, operation_id, row["y"]) for row in rows],
     )
-    return [
+    return [row["y"] for row in rows], [
         Proof(
             keyset_id=row["keyset_id"],
             amount=row["amount"],
@@ -91,6 +105,19 @@ def take(
         )
         for row in rows
     ]
+
+
+def _rows(
+    conn: sqlite3.Connection, source: Source, picked: Mapping[int, int], *, suspect: bool
+) -> list[sqlite3.Row]:
+    rows: list[sqlite3.Row] = []
+    for denomination, count in sorted(picked.items()):
+        rows += conn.execute(
+            "SELECT * FROM proofs WHERE mint = ? AND unit = ? AND amount = ?"
+            " AND state = 'unspent' AND suspect <= ? ORDER BY suspect DESC, created_at, y LIMIT ?",
+            (source.mint, source.unit, denomination, int(suspect), count),
+        ).fetchall()
+    return rows
 
 
 def store_coins(

@@ -27,6 +27,8 @@ _Queued = tuple[Work[Any], "asyncio.Future[Any]"]
 
 MAX_BATCH = 512
 """Pieces of work in one transaction, at most."""
+RETRY_S = 0.5
+"""Pause before a commit that failed is tried again, for work that is insisted on."""
 BUSY_TIMEOUT_S = 10.0
 """How long SQLite waits for an outside reader's lock (a backup tool, say)."""
 
@@ -130,6 +132,33 @@ class Database:
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._queue.put_nowait((work, future))
         return future
+
+    def insist(self, work: Work[T]) -> asyncio.Future[T]:
+        """``write``, and again for as long as the commit fails and the database is open.
+
+        For what must happen whoever waits for it: settling, releasing.
+        """
+        result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+        def attempt() -> None:
+            if self._closed:
+                if not result.done():
+                    result.set_exception(StorageError("the database is closed"))
+                return
+            self.write(work).add_done_callback(finished)
+
+        def finished(done: asyncio.Future[T]) -> None:
+            error = done.exception()
+            if isinstance(error, StorageError):
+                asyncio.get_running_loop().call_later(RETRY_S, attempt)
+            elif not result.done():
+                if error is not None:
+                    result.set_exception(error)
+                else:
+                    result.set_result(done.result())
+
+        attempt()
+        return result
 
     async def read(self, work: Work[T]) -> T:
         """Run ``work`` on the reading connection; it sees what has been committed."""

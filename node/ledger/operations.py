@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from node.core.accounts import NewAccount, Operation, Output
-from node.core.ecash import Dleq, Proof
+from node.core.ecash import Dleq, Proof, Token
 from node.errors import InvalidValue, TokenAlreadySpent
 from node.ledger.books import FIRST_ACCOUNT
 
@@ -21,14 +21,19 @@ def _proof_from(data: dict[str, Any]) -> Proof:
 
 
 def insert_operation(
-    conn: sqlite3.Connection, operation: Operation, request_key: str | None
+    conn: sqlite3.Connection, operation: Operation, ys: Sequence[str], request_key: str | None
 ) -> None:
-    """Write a new operation; ``request_key`` names it among those of its account."""
+    """Write a new operation.
+
+    Args:
+        ys: NUT-00 Y of its inputs.
+        request_key: names it among those of its account.
+    """
     now = int(time.time())
     conn.execute(
         "INSERT INTO operations (id, kind, state, account_id, request_key, mint, unit, amount,"
-        " fee, inputs, outputs, token, created_at, updated_at)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " fee, surcharge, inputs, outputs, token, created_at, unknown_at)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             operation.id,
             operation.kind,
@@ -39,6 +44,7 @@ def insert_operation(
             operation.unit,
             operation.amount,
             operation.fee,
+            operation.surcharge,
             json.dumps([asdict(proof) for proof in operation.inputs]),
             json.dumps([asdict(output) for output in operation.outputs]),
             operation.token,
@@ -46,6 +52,7 @@ def insert_operation(
             now,
         ),
     )
+    conn.executemany("INSERT INTO operation_inputs VALUES (?, ?)", [(y, operation.id) for y in ys])
 
 
 def operation_from(row: sqlite3.Row) -> Operation:
@@ -64,6 +71,8 @@ def operation_from(row: sqlite3.Row) -> Operation:
         token=row["token"],
         error=row["error"],
         attempts=row["attempts"],
+        unknown_at=row["unknown_at"],
+        surcharge=row["surcharge"],
     )
 
 
@@ -74,72 +83,105 @@ def load_operation(conn: sqlite3.Connection, operation_id: str) -> Operation:
     )
 
 
-def move(conn: sqlite3.Connection, operation_id: str, state: str) -> bool:
-    """intent → ``state``; False when it had left intent before."""
+def failed_sharing(conn: sqlite3.Connection, operation_id: str) -> list[Operation]:
+    """Failed operations that have an input in common with this one."""
+    rows = conn.execute(
+        "SELECT DISTINCT o.* FROM operation_inputs mine"
+        " JOIN operation_inputs theirs ON theirs.y = mine.y"
+        " JOIN operations o ON o.id = theirs.operation_id"
+        " WHERE mine.operation_id = ?1 AND o.id <> ?1 AND o.state = 'failed'",
+        (operation_id,),
+    ).fetchall()
+    return [operation_from(row) for row in rows]
+
+
+def move(conn: sqlite3.Connection, operation_id: str, to: str, *, of: str = "intent") -> bool:
+    """Change the state from ``of`` to ``to``; False when it was another."""
     cursor = conn.execute(
-        "UPDATE operations SET state = ?, updated_at = ? WHERE id = ? AND state = 'intent'",
-        (state, int(time.time()), operation_id),
+        "UPDATE operations SET state = ? WHERE id = ? AND state = ?", (to, operation_id, of)
     )
     return cursor.rowcount == 1
 
 
 def claimed(
-    conn: sqlite3.Connection, ys: Sequence[str], into: NewAccount | int
+    conn: sqlite3.Connection, token: Token, ys: Sequence[str], into: NewAccount | int
 ) -> Operation | None:
-    """The operation that owns exactly these coins for this very purpose, if there is one."""
+    """The live operation that owns exactly these coins for this very purpose, if there is one.
+
+    The coins must be the same to the last signature: a locked coin without its witness proves
+    nothing. Raises TokenAlreadySpent when one is in any other operation.
+    """
     marks = ", ".join("?" * len(ys))
     claims = conn.execute(
-        f"SELECT operation_id, COUNT(*) AS n FROM receive_inputs WHERE y IN ({marks})"  # noqa: S608
-        " GROUP BY operation_id",
+        "SELECT DISTINCT operation_id FROM operation_inputs i"  # noqa: S608
+        f" JOIN operations o ON o.id = i.operation_id WHERE i.y IN ({marks})"
+        " AND o.state <> 'failed'",
         tuple(ys),
     ).fetchall()
     if not claims:
         return None
-    if len(claims) == 1 and claims[0]["n"] == len(ys):
+    if len(claims) == 1:
         operation = load_operation(conn, claims[0]["operation_id"])
-        if len(operation.inputs) == len(ys):
+        if operation.kind == "receive" and _identity(operation.inputs) == _identity(token.proofs):
             if isinstance(into, int):
                 same = operation.account_id == into
             else:
-                owned = {
-                    (row["hash"], row["role"])
-                    for row in conn.execute(
-                        "SELECT hash, role FROM api_keys WHERE account_id = ?",
-                        (operation.account_id,),
-                    )
-                }
-                same = owned >= set(into.keys.items())
+                same = _keys_of(conn, operation.account_id) >= set(into.keys.items())
             if same:
                 return operation
     raise TokenAlreadySpent
 
 
+def _identity(proofs: Sequence[Proof]) -> set[tuple[object, ...]]:
+    return {(p.keyset_id, p.amount, p.secret, p.c, p.witness) for p in proofs}
+
+
+def _keys_of(conn: sqlite3.Connection, account_id: int) -> set[tuple[str, str]]:
+    rows = conn.execute("SELECT hash, role FROM api_keys WHERE account_id = ?", (account_id,))
+    return {(row["hash"], row["role"]) for row in rows}
+
+
 def open_account(conn: sqlite3.Connection, new: NewAccount, mint: str, unit: str) -> int:
-    """Open an account and register its keys. Raises InvalidValue when a key is taken."""
-    for hashed in (*new.keys, *new.aliases):
-        if conn.execute("SELECT 1 FROM api_keys WHERE hash = ?", (hashed,)).fetchone():
+    """Open an account and register its keys; takes up one whose token was refused before.
+
+    Raises InvalidValue when a key belongs to another account.
+    """
+    hashes = (*new.keys, *new.aliases)
+    owners = set()
+    for hashed in hashes:
+        row = conn.execute("SELECT account_id FROM api_keys WHERE hash = ?", (hashed,)).fetchone()
+        if row is not None:
+            owners.add(row["account_id"])
+    if not owners:
+        row = conn.execute("SELECT COALESCE(MAX(id), 0) + 1 FROM accounts").fetchone()
+        account_id = max(FIRST_ACCOUNT, int(row[0]))
+        conn.execute(
+            "INSERT INTO accounts (id, kind, mint, unit, created_at) VALUES (?, ?, ?, ?, ?)",
+            (account_id, new.kind, mint, unit, int(time.time())),
+        )
+    else:
+        account_id = owners.pop()
+        if owners or not _abandoned(conn, account_id, new.kind):
             raise InvalidValue("this key cannot be used; choose another")
-    row = conn.execute("SELECT COALESCE(MAX(id), 0) + 1 FROM accounts").fetchone()
-    account_id = max(FIRST_ACCOUNT, int(row[0]))
-    conn.execute(
-        "INSERT INTO accounts (id, kind, mint, unit, created_at) VALUES (?, ?, ?, ?, ?)",
-        (account_id, new.kind, mint, unit, int(time.time())),
-    )
+        conn.execute("DELETE FROM api_keys WHERE account_id = ?", (account_id,))
+        conn.execute(
+            "UPDATE accounts SET mint = ?, unit = ?, created_at = ? WHERE id = ?",
+            (mint, unit, int(time.time()), account_id),
+        )
+    roles = {**dict.fromkeys(new.aliases, "spend"), **new.keys}
     conn.executemany(
         "INSERT INTO api_keys VALUES (?, ?, ?)",
-        [(hashed, account_id, role) for hashed, role in new.keys.items()]
-        + [(hashed, account_id, "spend") for hashed in new.aliases],
+        [(hashed, account_id, role) for hashed, role in roles.items()],
     )
     return account_id
 
 
-def forget_unfunded(conn: sqlite3.Connection, account_id: int) -> None:
-    """Forget the keys of an account that never got any money: its token was refused."""
-    funded = conn.execute(
-        "SELECT 1 FROM transfers WHERE destination = ?1 UNION ALL"
-        " SELECT 1 FROM operations WHERE account_id = ?1 AND state = 'intent' LIMIT 1",
-        (account_id,),
+def _abandoned(conn: sqlite3.Connection, account_id: int, kind: str) -> bool:
+    """Whether no money ever reached the account and none is under way to it."""
+    row = conn.execute(
+        "SELECT kind = ?2 AND NOT EXISTS (SELECT 1 FROM transfers WHERE destination = ?1)"
+        " AND NOT EXISTS (SELECT 1 FROM operations WHERE account_id = ?1 AND state = 'intent')"
+        " FROM accounts WHERE id = ?1",
+        (account_id, kind),
     ).fetchone()
-    if funded is None:
-        conn.execute("DELETE FROM api_keys WHERE account_id = ?", (account_id,))
-        conn.execute("UPDATE accounts SET state = 'closed' WHERE id = ?", (account_id,))
+    return bool(row[0])

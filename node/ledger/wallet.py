@@ -1,11 +1,13 @@
 """The wallet's half of the database: coins, keysets, counters, and the journal.
 
-    receive     begin ──▶ intent ──▶ done      coins stored and the account credited, at once
-                            └──────▶ failed    nothing was ours; the coins may be offered again
+    receive     begin ──▶ intent ──▶ done        coins stored and the account credited, at once
+                            └──────▶ failed      nothing was ours; the coins may be offered again
+                                       └───────▶ done      ... but it landed late: credited now
 
-    send        begin ──▶ done                 the inventory had the coins: no mint needed
-                  └─────▶ intent ──▶ done      after a swap
-                            └──────▶ failed    coins and money are back where they were
+    send        begin ──▶ done                   the inventory had the coins: no mint needed
+                  └─────▶ intent ──▶ done        after a swap
+                            └──────▶ failed      money and coins (suspect) are back
+                                       └───────▶ salvaged  ... but it landed late: coins ours
 
 | step                | in one transaction                                                      |
 |---------------------|-------------------------------------------------------------------------|
@@ -15,6 +17,7 @@
 | begin send, swap    | account → TRANSIT, coins reserved, counters, intent                     |
 | finish send         | inputs spent, new coins, TRANSIT → OUT, REVENUE → OWN_FEES, token, done |
 | fail                | claims or reservations freed, TRANSIT → account                         |
+| salvage             | the coins of a swap that landed after it had failed here                |
 
 The outbox is the ``token`` of a send: stored before anything is sent, so that asking again
 under the same request key gives the same token.
@@ -27,37 +30,28 @@ import json
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import cast
 
 from node.core.accounts import Closed, IssueRequest, NewAccount, Operation, Source
-from node.core.denominations import pick_exact, plan_outputs, split
+from node.core.denominations import plan_outputs
 from node.core.ecash import Keyset, Proof, Token
-from node.core.money import Msat, to_msat, whole_units
+from node.core.money import Msat, to_msat
 from node.core.usage import Usage
-from node.errors import (
-    IdempotencyConflict,
-    InsufficientBalance,
-    InvalidValue,
-    MintLiquidity,
-    Pending,
-)
+from node.errors import Pending
 from node.ledger.accounts import read_balance, release_hold, settle_hold
 from node.ledger.books import Book, transfer
-from node.ledger.coins import cover, stock, store_coins, take, with_counters
+from node.ledger.coins import advance_counter, next_counter, stock, store_coins, with_counters
 from node.ledger.database import Database
+from node.ledger.issuing import Issuer, Serialize, in_transit
 from node.ledger.operations import (
     claimed,
-    forget_unfunded,
+    failed_sharing,
     insert_operation,
     load_operation,
     move,
     open_account,
     operation_from,
 )
-
-Serialize = Callable[[str, str, Sequence[Proof]], str]
-"""(mint, unit, proofs) → a token."""
 
 
 class SqliteWalletStore:
@@ -66,6 +60,7 @@ class SqliteWalletStore:
     def __init__(self, database: Database, serialize: Serialize) -> None:
         self._db = database
         self._serialize = serialize
+        self._issuer = Issuer(serialize)
 
     # -- keysets ---------------------------------------------------------------------------
 
@@ -124,7 +119,7 @@ class SqliteWalletStore:
         """
 
         def work(conn: sqlite3.Connection) -> Operation:
-            known = claimed(conn, ys, into)
+            known = claimed(conn, token, ys, into)
             if known is not None:
                 return known
             account_id = (
@@ -143,10 +138,7 @@ class SqliteWalletStore:
                 inputs=token.proofs,
                 outputs=with_counters(conn, keyset.id, [(amount, True) for amount in amounts]),
             )
-            insert_operation(conn, operation, None)
-            conn.executemany(
-                "INSERT INTO receive_inputs VALUES (?, ?)", [(y, operation.id) for y in ys]
-            )
+            insert_operation(conn, operation, ys, None)
             return operation
 
         return self._db.write(work)
@@ -157,13 +149,8 @@ class SqliteWalletStore:
         """Store our new coins (Y, proof) and credit the account. Idempotent."""
 
         def work(conn: sqlite3.Connection) -> None:
-            if not move(conn, operation.id, "done"):
-                return
-            store_coins(conn, operation, coins, "unspent")
-            reference = f"op:{operation.id}"
-            fee = to_msat(operation.fee, operation.unit)
-            transfer(conn, Book.IN, Book.INPUT_FEES, fee, reference)
-            transfer(conn, Book.IN, operation.account_id, operation.credit, reference)
+            if move(conn, operation.id, "done"):
+                _book_receive(conn, operation, coins)
 
         return self._db.write(work)
 
@@ -177,7 +164,7 @@ class SqliteWalletStore:
         Raises InsufficientBalance, MintLiquidity, IdempotencyConflict (same request key, other
         amount).
         """
-        return self._db.write(lambda conn: self._issue(conn, request, sources))
+        return self._db.write(lambda conn: self._issuer.issue(conn, request, sources))
 
     def finish_send(
         self,
@@ -202,7 +189,9 @@ class SqliteWalletStore:
                 conn.execute("UPDATE operations SET token = ? WHERE id = ?", (token, operation.id))
                 reference = f"op:{operation.id}"
                 fee = to_msat(operation.fee, operation.unit)
+                surcharge = to_msat(operation.surcharge, operation.unit)
                 transfer(conn, Book.TRANSIT, Book.OUT, operation.value, reference)
+                transfer(conn, Book.TRANSIT, Book.REVENUE, surcharge, reference)
                 transfer(conn, Book.REVENUE, Book.OWN_FEES, fee, reference)
             return load_operation(conn, operation.id)
 
@@ -231,9 +220,9 @@ class SqliteWalletStore:
                 release_hold(conn, hold_id)
             else:
                 charged = settle_hold(conn, hold_id, cost, usage)
-            return self._close(conn, operation_id, account_id, charged, sources)
+            return self._issuer.close(conn, operation_id, account_id, charged, sources)
 
-        return self._db.write(work)
+        return self._db.insist(work)
 
     def close_idle(
         self, operation_id: str, account_id: int, sources: Sequence[Source]
@@ -243,111 +232,9 @@ class SqliteWalletStore:
         def work(conn: sqlite3.Connection) -> Closed:
             if read_balance(conn, account_id).held:
                 raise Pending("this request is being answered now", retry_after_s=2)
-            return self._close(conn, operation_id, account_id, Msat(0), sources)
+            return self._issuer.close(conn, operation_id, account_id, Msat(0), sources)
 
         return self._db.write(work)
-
-    def _close(
-        self,
-        conn: sqlite3.Connection,
-        operation_id: str,
-        account_id: int,
-        cost: Msat,
-        sources: Sequence[Source],
-    ) -> Closed:
-        change = None
-        balance = read_balance(conn, account_id).balance
-        if any(whole_units(balance, source.unit) for source in sources):
-            try:
-                request = IssueRequest(operation_id, account_id, None, "change")
-                change = self._issue(conn, request, sources)
-            except MintLiquidity:
-                # The charge must stand; the account stays open and its owner asks for the rest.
-                return Closed(cost, Msat(0), None, open=True)
-        dust = read_balance(conn, account_id).balance
-        transfer(conn, account_id, Book.DUST, dust, f"close:{account_id}")
-        conn.execute("UPDATE accounts SET state = 'closed' WHERE id = ?", (account_id,))
-        return Closed(cost, dust, change)
-
-    def _issue(
-        self, conn: sqlite3.Connection, request: IssueRequest, sources: Sequence[Source]
-    ) -> Operation:
-        if request.request_key is not None:
-            row = conn.execute(
-                "SELECT * FROM operations WHERE account_id = ? AND kind = 'send'"
-                " AND request_key = ?",
-                (request.account_id, request.request_key),
-            ).fetchone()
-            if row is not None:
-                known = operation_from(row)
-                if request.amount not in (None, known.value):
-                    raise IdempotencyConflict
-                return known
-        free = read_balance(conn, request.account_id).free
-        wanted = free if request.amount is None else request.amount
-        if wanted > free or wanted <= 0:
-            raise InsufficientBalance(f"{free} msat are available")
-        short: MintLiquidity | InsufficientBalance = MintLiquidity()
-        for source in sources:
-            amount = whole_units(wanted, source.unit)
-            if amount == 0:
-                short = InsufficientBalance(
-                    f"{free} msat are available; the least a token can carry is 1 {source.unit}"
-                )
-                continue
-            if request.amount is not None and to_msat(amount, source.unit) != wanted:
-                raise InvalidValue(f"a token of this mint carries whole {source.unit}s only")
-            operation = self._issue_from(conn, request, source, amount)
-            if operation is not None:
-                return operation
-        raise short
-
-    def _issue_from(
-        self, conn: sqlite3.Connection, request: IssueRequest, source: Source, amount: int
-    ) -> Operation | None:
-        """A token of ``amount`` units from one mint; None when it does not hold that much."""
-        held = stock(conn, source.mint, source.unit)
-        operation_id = request.operation_id
-        value = to_msat(amount, source.unit)
-        base = Operation(
-            id=operation_id,
-            kind="send",
-            state="done",
-            account_id=request.account_id,
-            mint=source.mint,
-            unit=source.unit,
-            amount=amount,
-            fee=0,
-            inputs=(),
-            outputs=(),
-        )
-        exact = pick_exact(amount, held)
-        if exact is not None:
-            proofs = take(conn, source, exact, operation_id, "issued")
-            token = self._serialize(source.mint, source.unit, proofs)
-            operation = replace(base, token=token)
-            insert_operation(conn, operation, request.request_key)
-            transfer(conn, request.account_id, Book.OUT, value, f"op:{operation_id}")
-            return operation
-        picked, fee = cover(conn, source, amount, held)
-        if picked is None:
-            return None
-        inputs = take(conn, source, picked, operation_id, "reserved")
-        kept = sum(proof.amount for proof in inputs) - amount - fee
-        rest = {d: count - picked.get(d, 0) for d, count in held.items()}
-        amounts = [(a, False) for a in split(amount)]
-        amounts += [(a, True) for a in plan_outputs(kept, rest)]
-        amounts.sort()  # NUT-03: the order says nothing about which are ours
-        operation = replace(
-            base,
-            state="intent",
-            fee=fee,
-            inputs=tuple(inputs),
-            outputs=with_counters(conn, source.keyset.id, amounts),
-        )
-        insert_operation(conn, operation, request.request_key)
-        transfer(conn, request.account_id, Book.TRANSIT, value, f"op:{operation_id}")
-        return operation
 
     # -- both ------------------------------------------------------------------------------
 
@@ -366,29 +253,75 @@ class SqliteWalletStore:
                 (error, operation.id),
             )
             if operation.kind == "receive":
-                conn.execute("DELETE FROM receive_inputs WHERE operation_id = ?", (operation.id,))
-                forget_unfunded(conn, operation.account_id)
                 return
             conn.execute(
-                "UPDATE proofs SET state = 'unspent' WHERE operation_id = ? AND state = 'reserved'",
+                "UPDATE proofs SET state = 'unspent', suspect = 1"
+                " WHERE operation_id = ? AND state = 'reserved'",
                 (operation.id,),
             )
-            transfer(
-                conn,
-                Book.TRANSIT,
-                operation.account_id,
-                operation.value,
-                f"op:{operation.id}",
-            )
+            reference = f"op:{operation.id}"
+            back = in_transit(operation)
+            transfer(conn, Book.TRANSIT, operation.account_id, back, reference)
             conn.execute("UPDATE accounts SET state = 'open' WHERE id = ?", (operation.account_id,))
 
         return self._db.write(work)
 
+    def salvage(
+        self, operation: Operation, coins: Sequence[tuple[str, Proof]]
+    ) -> asyncio.Future[None]:
+        """A failed operation landed at the mint after all: book what came of it. Idempotent.
+
+        A receive credits its account. A send gave the money back when it failed, so all its
+        coins are ours.
+        """
+
+        def work(conn: sqlite3.Connection) -> None:
+            if operation.kind == "receive":
+                if move(conn, operation.id, "done", of="failed"):
+                    _book_receive(conn, operation, coins)
+                return
+            if not move(conn, operation.id, "salvaged", of="failed"):
+                return
+            conn.execute(
+                "UPDATE proofs SET state = 'spent' WHERE state IN ('unspent', 'reserved')"
+                " AND y IN (SELECT y FROM operation_inputs WHERE operation_id = ?)",
+                (operation.id,),
+            )
+            store_coins(conn, operation, coins, "unspent")
+            fee = to_msat(operation.fee, operation.unit)
+            transfer(conn, Book.REVENUE, Book.OWN_FEES, fee, f"op:{operation.id}")
+
+        return self._db.write(work)
+
+    async def failed_sharing(self, operation_id: str) -> list[Operation]:
+        """Failed operations that have an input in common with this one."""
+        return await self._db.read(lambda conn: failed_sharing(conn, operation_id))
+
+    async def failed_unknown(self, since_s: int) -> list[Operation]:
+        """Failed operations whose outcome was once unknown, of the last ``since_s`` seconds."""
+        limit = int(time.time()) - since_s
+        rows = await self._db.read(
+            lambda conn: conn.execute(
+                "SELECT * FROM operations WHERE state = 'failed' AND attempts > 0"
+                " AND unknown_at >= ?",
+                (limit,),
+            ).fetchall()
+        )
+        return [operation_from(row) for row in rows]
+
+    async def counter(self, keyset_id: str) -> int:
+        """The first counter of a keyset that was never used."""
+        return await self._db.read(lambda conn: next_counter(conn, keyset_id))
+
+    async def advance_counter(self, keyset_id: str, to: int) -> None:
+        """Use no counter below ``to`` again."""
+        await self._db.write(lambda conn: advance_counter(conn, keyset_id, to))
+
     async def note_attempt(self, operation_id: str) -> None:
-        """Count a try whose outcome is still unknown."""
+        """A request of the operation may have reached the mint and no answer came."""
         await self._db.write(
             lambda conn: conn.execute(
-                "UPDATE operations SET attempts = attempts + 1, updated_at = ? WHERE id = ?",
+                "UPDATE operations SET attempts = attempts + 1, unknown_at = ? WHERE id = ?",
                 (int(time.time()), operation_id),
             )
         )
@@ -419,7 +352,8 @@ class SqliteWalletStore:
         rows = await self._db.read(
             lambda conn: conn.execute(
                 "SELECT * FROM operations WHERE account_id = ? AND kind = 'send'"
-                " AND state <> 'failed' AND request_key IS NULL AND NOT delivered ORDER BY rowid",
+                " AND state IN ('intent', 'done') AND request_key IS NULL AND NOT delivered"
+                " ORDER BY rowid",
                 (account_id,),
             ).fetchall()
         )
@@ -430,11 +364,22 @@ class SqliteWalletStore:
         row = await self._db.read(
             lambda conn: conn.execute(
                 "SELECT * FROM operations WHERE account_id = ? AND kind = 'send'"
-                " AND state <> 'failed' ORDER BY rowid DESC LIMIT 1",
+                " AND state IN ('intent', 'done') ORDER BY rowid DESC LIMIT 1",
                 (account_id,),
             ).fetchone()
         )
         return None if row is None else operation_from(row)
+
+    async def last_reference(self, account_id: int) -> str:
+        """What last moved money of the account: ``op:<id>``, ``hold:<id>`` …; empty if nothing."""
+        row = await self._db.read(
+            lambda conn: conn.execute(
+                "SELECT reference FROM transfers WHERE source = ?1 OR destination = ?1"
+                " ORDER BY id DESC LIMIT 1",
+                (account_id,),
+            ).fetchone()
+        )
+        return "" if row is None else cast("str", row["reference"])
 
     async def idle_request_accounts(self, older_than_s: int) -> list[int]:
         """Open pay-per-request accounts with money nobody is using, of at least that age."""
@@ -459,17 +404,6 @@ class SqliteWalletStore:
         )
         return row["state"], bool(row["held"])
 
-    async def receive_of(self, account_id: int) -> Operation | None:
-        """The operation that funds, or will fund, a pay-per-request account."""
-        row = await self._db.read(
-            lambda conn: conn.execute(
-                "SELECT * FROM operations WHERE account_id = ? AND kind = 'receive'"
-                " AND state <> 'failed' ORDER BY rowid LIMIT 1",
-                (account_id,),
-            ).fetchone()
-        )
-        return None if row is None else operation_from(row)
-
     async def holdings(self) -> dict[tuple[str, str], int]:
         """(mint, unit) → unspent coins, in that unit."""
         rows = await self._db.read(
@@ -489,3 +423,13 @@ class SqliteWalletStore:
             return cast("str", row["value"])
 
         return await self._db.write(work)
+
+
+def _book_receive(
+    conn: sqlite3.Connection, operation: Operation, coins: Sequence[tuple[str, Proof]]
+) -> None:
+    store_coins(conn, operation, coins, "unspent")
+    reference = f"op:{operation.id}"
+    fee = to_msat(operation.fee, operation.unit)
+    transfer(conn, Book.IN, Book.INPUT_FEES, fee, reference)
+    transfer(conn, Book.IN, operation.account_id, operation.credit, reference)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
-from node.core.accounts import Account, Balance, NewAccount, Operation, Role
+from node.core.accounts import Account, Balance, NewAccount, Operation, Role, key_hash
 from node.core.ecash import Token
 from node.core.exchange import Request
 from node.core.money import Msat, whole_units
@@ -16,6 +16,7 @@ from node.errors import (
     InsufficientBalance,
     InvalidApiKey,
     InvalidValue,
+    MintLiquidity,
     MissingKey,
     NotFound,
     Pending,
@@ -30,20 +31,22 @@ MAX_ADMIN_KEY_CHARS = 200
 class Opened:
     """A new account, or the one the same token opened before."""
 
-    api_key: str
+    api_key: str = field(repr=False)
     account_id: int
     mint: str
     unit: str
 
 
+@dataclass(frozen=True, slots=True)
+class Unopened:
+    """A token used as a key that has no account yet."""
+
+    text: str = field(repr=False)
+
+
 def is_token(text: str) -> bool:
     """Whether a key is a Cashu token."""
     return text.startswith(("cashuA", "cashuB"))
-
-
-def hash_key(key: str) -> str:
-    """SHA-256 of a key, hex: all that is ever stored of it."""
-    return hashlib.sha256(key.encode()).hexdigest()
 
 
 def bearer(request: Request) -> str:
@@ -57,17 +60,28 @@ def bearer(request: Request) -> str:
 
 def request_account(token: Token) -> NewAccount:
     """The account that ``token`` opens when it pays for one request."""
-    return NewAccount("request", {hash_key(request_account_key(token)): "request"})
+    return NewAccount("request", {key_hash(coins_digest(token), "request"): "request"})
 
 
-def request_account_key(token: Token) -> str:
-    """Names that account by the token's coins, however they were serialised."""
-    return f"x-cashu:{_coins(token)}"
+def coins_digest(token: Token) -> str:
+    """Names a token by its coins, however they were serialised.
+
+    All that makes a coin spendable goes in, the witness of a locked one too: knowing a locked
+    coin without being able to spend it names nothing.
+    """
+    digest = hashlib.sha256()
+    coins = sorted(
+        (p.secret, p.c, p.amount, p.keyset_id[:_SHORT_ID_CHARS], p.witness or "")
+        for p in token.proofs
+    )
+    for part in (token.mint, token.unit, *(str(value) for coin in coins for value in coin)):
+        data = part.encode()
+        digest.update(len(data).to_bytes(4, "big") + data)
+    return digest.hexdigest()
 
 
-def _coins(token: Token) -> str:
-    secrets = "\n".join(sorted(proof.secret for proof in token.proofs))
-    return hashlib.sha256(f"{token.mint}\n{secrets}".encode()).hexdigest()
+_SHORT_ID_CHARS = 16
+"""Tokens may carry short keyset ids (NUT-02), so that much of an id has to do."""
 
 
 class Accounts:
@@ -88,31 +102,39 @@ class Accounts:
         self._locks: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
         self._in_hand: set[str] = set()
 
-    async def authenticate(self, request: Request) -> Account:
-        """Whose request this is; redeems a token that is used as a key for the first time.
+    async def identify(self, request: Request) -> Account | Unopened:
+        """Whose request this is; changes nothing and asks no mint.
 
-        Raises MissingKey, InvalidApiKey, Pending, and all that ``Wallet.receive`` raises.
+        Raises MissingKey, InvalidApiKey, Pending, TokenMalformed, MintNotAccepted.
         """
         key = bearer(request)
         try:
             account = await self._ledger.account(key)
         except InvalidApiKey:
-            if not is_token(key):
-                raise
-            account = None
-        if account is None or (not account.funded and is_token(key)):
-            opened = await self.open(key)
-            return Account(opened.account_id, "spend", funded=True)
-        if account.role == "request":
-            raise InvalidApiKey
-        if not account.funded:
-            raise Pending("the token behind this key is still being redeemed", retry_after_s=5)
-        return account
+            if is_token(key):
+                self._wallet.accept(key)
+                return Unopened(key)
+            account = await self._ledger.account(key, "admin")
+        if account.funded:
+            return account
+        if is_token(key):
+            return Unopened(key)
+        raise Pending("the token behind this key is still being redeemed", retry_after_s=5)
+
+    async def authenticate(self, request: Request) -> Account:
+        """Whose request this is; redeems a token that is used as a key for the first time.
+
+        Raises what ``identify`` and ``Wallet.receive`` raise.
+        """
+        found = await self.identify(request)
+        if isinstance(found, Account):
+            return found
+        return Account((await self.open(found.text)).account_id, "spend", funded=True)
 
     def api_key(self, request: Request) -> str:
         """The ``sk-…`` key of the request's account, when it authenticated with a token."""
         key = bearer(request)
-        return self._derive(self._wallet.accept(key)) if is_token(key) else key
+        return self._derive(self._wallet.parse(key)) if is_token(key) else key
 
     async def open(self, text: str, admin_key: str | None = None) -> Opened:
         """Redeem a token into an account with an API key of its own.
@@ -124,7 +146,7 @@ class Accounts:
         """
         text = text.strip()
         api_key = self._derive(self._wallet.accept(text))
-        keys: dict[str, Role] = {hash_key(api_key): "spend"}
+        keys: dict[str, Role] = {key_hash(api_key, "spend"): "spend"}
         if admin_key is not None:
             if not MIN_ADMIN_KEY_CHARS <= len(admin_key) <= MAX_ADMIN_KEY_CHARS:
                 raise InvalidValue(
@@ -132,8 +154,8 @@ class Accounts:
                     " characters",
                     param="admin_key",
                 )
-            keys[hash_key(admin_key)] = "admin"
-        new = NewAccount("key", keys, aliases=frozenset({hash_key(text)}))
+            keys[key_hash(admin_key, "admin")] = "admin"
+        new = NewAccount("key", keys, aliases=frozenset({key_hash(text, "spend")}))
         operation = await self._wallet.receive(text, new)
         return Opened(api_key, operation.account_id, operation.mint, operation.unit)
 
@@ -188,10 +210,7 @@ class Accounts:
     async def _issue(
         self, account: Account, amount: Msat | None, mint: str | None, request_key: str | None
     ) -> Operation:
-        balance = await self._ledger.balance(account.id)
-        return await self._wallet.issue(
-            account.id, amount, prefer=balance.mint, only=mint, request_key=request_key
-        )
+        return await self._wallet.issue(account.id, amount, only=mint, request_key=request_key)
 
     async def _owed(
         self, account: Account, amount: Msat | None, mint: str | None
@@ -202,7 +221,13 @@ class Accounts:
                 continue
             if amount not in (None, operation.value):
                 continue
-            operation = await self._wallet.finish(operation)
+            try:
+                operation = await self._wallet.finish(operation)
+            except Pending:
+                balance = await self._ledger.balance(account.id)
+                if amount is None and whole_units(balance.free, operation.unit):
+                    continue  # what is free need not wait for that mint
+                raise
             if operation.state == "done":
                 return operation
         last = await self._store.last_send(account.id)
@@ -210,19 +235,19 @@ class Accounts:
             return None
         if mint not in (None, last.mint):
             return None
+        emptied = await self._store.last_reference(account.id) == f"op:{last.id}"
         balance = await self._ledger.balance(account.id)
-        emptied = balance.held == 0 and whole_units(balance.balance, last.unit) == 0
-        return last if emptied else None
+        return last if emptied and not whole_units(balance.balance, last.unit) else None
 
     async def change_of(self, text: str) -> Operation:
         """The change of the request that the token ``text`` paid for (NUT-24 clients' lookup).
 
-        Whoever knows the token may have its change. Raises NotFound, Pending,
-        InsufficientBalance when the request used it up.
+        Whoever could have spent the token may have its change. Raises NotFound, Pending,
+        MintLiquidity, InsufficientBalance when the request used it up.
         """
-        token = self._wallet.accept(text.strip())
+        token = self._wallet.parse(text.strip())
         try:
-            account = await self._ledger.account(request_account_key(token))
+            account = await self._ledger.account(coins_digest(token), "request")
         except InvalidApiKey:
             raise NotFound("no request was paid with this token") from None
         if not account.funded:
@@ -235,20 +260,25 @@ class Accounts:
     async def close_request(self, account_id: int) -> Operation | None:
         """The change of a pay-per-request account, issued now if nothing uses it any more.
 
-        None when there is none. Raises Pending while the request runs or the mint is awaited.
+        None when there is none. Raises Pending while the request runs or the mint is awaited,
+        MintLiquidity when no mint has the coins.
         """
         state, held = await self._store.account_state(account_id)
         if held:
             raise Pending("the request is still running", retry_after_s=2)
         if state == "open":
             closed = await self._wallet.close_idle(account_id)
+            if closed.open:
+                raise MintLiquidity(retry_after_s=60)
             change = closed.change
         else:
             change = await self._store.last_send(account_id)
-        if change is not None and change.token is None:
+        if change is not None and change.state != "done":
             change = await self._wallet.finish(change)
+            if change.state != "done":  # refused: its money is back, the next call issues it
+                raise Pending(retry_after_s=1)
         return change
 
     def _derive(self, token: Token) -> str:
-        digest = hmac.new(self._key_secret, _coins(token).encode(), hashlib.sha256)
+        digest = hmac.new(self._key_secret, coins_digest(token).encode(), hashlib.sha256)
         return f"sk-{digest.hexdigest()}"

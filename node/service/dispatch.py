@@ -9,13 +9,14 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import orjson
 import structlog
 
 from node.core.exchange import Chunk, Failed, Receipt, ReplyEvent, Request, Started
+from node.core.money import Msat
 from node.errors import InternalError, MethodNotAllowed, NodeError, NotFound, ServerDraining
 
 log = structlog.get_logger()
@@ -132,6 +133,14 @@ class Dispatcher:
                 duration_ms=round((time.monotonic() - began) * 1000, 1),
             )
 
+    def is_paid(self, method: str, path: str) -> bool:
+        """Whether such a request costs money, so that its answer says how much."""
+        try:
+            route, _ = self._find(method, path)
+        except NodeError:
+            return False
+        return route.streaming is not None
+
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new requests and wait for those that run; False when some still do."""
         self.draining = True
@@ -143,15 +152,22 @@ class Dispatcher:
 
     async def _events(self, request: Request) -> AsyncGenerator[ReplyEvent, None]:
         started = False
+        nothing = Receipt()
         try:
-            if self.draining:
-                raise ServerDraining(retry_after_s=30)
             route, params = self._find(request.method, request.path)
             if route.streaming is not None:
+                nothing = Receipt(cost=Msat(0))
+            if self.draining:
+                raise ServerDraining(retry_after_s=30)
+            if route.streaming is not None:
                 stream = route.streaming(request)
+                # what raises from here on may have cost something
+                nothing = Receipt()
                 try:
                     async for event in stream:
                         started = True
+                        if isinstance(event, Failed) and event.receipt.cost is None:
+                            event = replace(event, receipt=replace(event.receipt, cost=Msat(0)))
                         yield event
                 finally:
                     await stream.aclose()
@@ -159,7 +175,7 @@ class Dispatcher:
             assert route.plain is not None
             reply = await route.plain(request, params)
         except NodeError as error:
-            yield Failed(error)
+            yield Failed(error, nothing)
             return
         except Exception as error:  # a bug: the client gets the id, the log the rest
             log.exception("internal_error", request_id=request.request_id)
@@ -172,9 +188,14 @@ class Dispatcher:
             return
         taken = False
         try:
-            yield Started(reply.status, {"content-type": "application/json", **reply.headers})
-            if reply.document is not None:
-                yield Chunk(orjson.dumps(reply.document))
+            headers = {"content-type": "application/json", **reply.headers}
+            body = b"" if reply.document is None else orjson.dumps(reply.document)
+            if request.method == "HEAD" and body:
+                headers["content-length"] = str(len(body))
+                body = b""
+            yield Started(reply.status, headers)
+            if body:
+                yield Chunk(body)
             yield Receipt()
             taken = True
         finally:
@@ -182,17 +203,21 @@ class Dispatcher:
                 reply.on_end(taken)
 
     def _find(self, method: str, path: str) -> tuple[Route, Mapping[str, str]]:
-        by_method = self._exact.get(path)
-        if by_method is not None:
-            route = by_method.get(method)
-            if route is None:
-                raise MethodNotAllowed
-            return route, {}
-        other_method = False
-        for pattern, route in self._patterns:
-            found = pattern.fullmatch(path)
-            if found:
-                if route.method == method:
-                    return route, found.groupdict()
-                other_method = True
-        raise MethodNotAllowed if other_method else NotFound
+        """The route and the parameters in its path; GET's route answers HEAD too."""
+        exact = self._exact.get(path, {})
+        found = {taken: (route, _NO_PARAMS) for taken, route in exact.items()}
+        if not found:
+            for pattern, route in self._patterns:
+                match = pattern.fullmatch(path)
+                if match:
+                    found.setdefault(route.method, (route, match.groupdict()))
+        if not found:
+            raise NotFound
+        if "GET" in found:
+            found.setdefault("HEAD", found["GET"])
+        if method not in found:
+            raise MethodNotAllowed(allow=found)
+        return found[method]
+
+
+_NO_PARAMS: Mapping[str, str] = {}

@@ -7,9 +7,10 @@ both go through the same holds and the same books.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Protocol
 
-from node.core.accounts import HoldRequest
+from node.core.accounts import Account, HoldRequest
 from node.core.ecash import Token
 from node.core.exchange import Receipt, Request
 from node.core.money import Msat
@@ -21,7 +22,7 @@ from node.errors import (
     TokenAlreadySpent,
 )
 from node.ports import Ledger, Wallet
-from node.service.accounts import Accounts, request_account
+from node.service.accounts import Accounts, Unopened, request_account
 
 _ONLY_REQUEST = "x-cashu"
 """Request key of the one hold of a pay-per-request account."""
@@ -62,15 +63,14 @@ class Payer(Protocol):
 async def choose_payer(
     request: Request, accounts: Accounts, ledger: Ledger, wallet: Wallet
 ) -> Payer:
-    """The payer a request names: ``X-Cashu`` before ``Authorization``.
+    """The payer a request names: ``X-Cashu`` before ``Authorization``. Moves nothing yet.
 
-    Raises what ``Accounts.authenticate`` and ``Wallet.accept`` raise.
+    Raises what ``Accounts.identify`` and ``Wallet.accept`` raise.
     """
-    text = request.headers.get("x-cashu")
+    text = request.headers.get("x-cashu", "").strip()
     if text:
-        return TokenPayer(text.strip(), wallet.accept(text.strip()), accounts, ledger, wallet)
-    account = await accounts.authenticate(request)
-    return AccountPayer(account.id, ledger)
+        return TokenPayer(text, wallet.accept(text), accounts, ledger, wallet)
+    return AccountPayer(await accounts.identify(request), accounts, ledger)
 
 
 async def _hold(ledger: Ledger, account_id: int, request: HoldRequest) -> int:
@@ -89,17 +89,22 @@ async def _hold(ledger: Ledger, account_id: int, request: HoldRequest) -> int:
 
 
 class AccountPayer:
-    """Pays from an account's balance."""
+    """Pays from an account's balance; a token used as a key opens the account first."""
 
     live = True
 
-    def __init__(self, account_id: int, ledger: Ledger) -> None:
-        self._account_id = account_id
+    def __init__(self, who: Account | Unopened, accounts: Accounts, ledger: Ledger) -> None:
+        self._who = who
+        self._accounts = accounts
         self._ledger = ledger
         self._hold_id = 0
 
     async def hold(self, request: HoldRequest) -> None:
-        self._hold_id = await _hold(self._ledger, self._account_id, request)
+        if isinstance(self._who, Unopened):
+            account_id = (await self._accounts.open(self._who.text)).account_id
+        else:
+            account_id = self._who.id
+        self._hold_id = await _hold(self._ledger, account_id, request)
 
     async def settle(self, cost: Msat, usage: Usage) -> Receipt:
         charged = await self._ledger.settle(self._hold_id, cost, usage)
@@ -127,16 +132,11 @@ class TokenPayer:
         self._hold_id = 0
 
     async def hold(self, request: HoldRequest) -> None:
-        if self._token.value < request.max_cost:
-            raise InsufficientBalance(
-                f"this request may cost up to {request.max_cost} msat, the token is worth"
-                f" {self._token.value} msat; it was not spent"
-            )
-        operation = await self._wallet.receive(self._text, request_account(self._token))
-        self._account_id = operation.account_id
-        only = HoldRequest(
-            request.request_id, _ONLY_REQUEST, request.model, request.price, request.max_cost
+        operation = await self._wallet.receive(
+            self._text, request_account(self._token), at_least=request.max_cost
         )
+        self._account_id = operation.account_id
+        only = replace(request, request_key=_ONLY_REQUEST, digest="")
         try:
             self._hold_id = await _hold(self._ledger, operation.account_id, only)
         except Interrupted:
@@ -154,9 +154,7 @@ class TokenPayer:
         return await self._close(Msat(0), None)
 
     async def _close(self, cost: Msat, usage: Usage | None) -> Receipt:
-        closed = await self._wallet.settle_and_close(
-            self._account_id, self._hold_id, cost, usage, prefer=self._token.mint
-        )
+        closed = await self._wallet.settle_and_close(self._account_id, self._hold_id, cost, usage)
         change = closed.change.token if closed.change else None
         return Receipt(cost=closed.cost, usage=usage, change=change, dust=closed.dust)
 

@@ -2,7 +2,8 @@
 
     hold ──▶ open upstream ──▶ chunks … ──▶ settle ──▶ Receipt
       │            │             │  │
-      │            │             │  └─ upstream breaks off: settle what was seen, SSE error
+      │            │             │  ├─ upstream breaks off: settle what was seen, SSE error
+      │            │             │  └─ told to stop: settle what was seen, end of the stream
       │            │             └──── client gone: upstream cancelled, settle what was seen
       │            └────────────────── upstream fails before the first byte: release
       └─────────────────────────────── cannot pay: nothing happened
@@ -13,6 +14,7 @@ queued their effect before they first wait, so a cancelled task changes nothing.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 
@@ -22,15 +24,19 @@ from node.core.accounts import HoldRequest
 from node.core.catalog import Catalog
 from node.core.exchange import Chunk, Failed, Receipt, ReplyEvent, Request, Started
 from node.core.money import Msat
-from node.errors import InternalError, NodeError, UpstreamFailed
+from node.errors import InsufficientBalance, InternalError, Interrupted, NodeError, UpstreamFailed
 from node.ports import Upstream, UpstreamCall, UpstreamReply
 from node.service.metering import Meter, PreparedCall, meter_for
 from node.service.payers import Payer, Refused
+from node.service.stopping import Stopped, StopScope
 
 log = structlog.get_logger()
 
 Prepare = Callable[[Request, Catalog], PreparedCall]
 """Reads a request of one endpoint; the place where a new paid endpoint begins."""
+
+_CANCELLED = "cancelled by its sender; what the model server had done by then was charged"
+_DONE = b"data: [DONE]\n\n"
 
 
 class Pipeline:
@@ -38,6 +44,7 @@ class Pipeline:
 
     Args:
         choose_payer: the payer a request names; raises NodeErrors.
+        payment_request: a NUT-18 request for so many msat.
     """
 
     def __init__(
@@ -45,27 +52,38 @@ class Pipeline:
         catalog: Catalog,
         choose_payer: Callable[[Request], Awaitable[Payer]],
         upstream: Upstream,
+        payment_request: Callable[[Msat], str | None],
     ) -> None:
+        self._payment_request = payment_request
         self._catalog = catalog
         self._choose_payer = choose_payer
         self._upstream = upstream
 
     async def run(self, request: Request, prepare: Prepare) -> AsyncGenerator[ReplyEvent, None]:
         """The events of one call. Close the generator when the client is gone."""
+        max_cost = Msat(0)
         try:
-            call = prepare(request, self._catalog)
+            # first, because whoever cannot pay should not make us read megabytes of JSON
             payer = await self._choose_payer(request)
+            call = prepare(request, self._catalog)
             price = call.model.price
             max_cost = price.quote(call.max_prompt_tokens, call.max_completion_tokens)
             await payer.hold(
                 HoldRequest(
-                    request.request_id, request.idempotency_key, call.model.id, price, max_cost
+                    request_id=request.request_id,
+                    request_key=request.idempotency_key,
+                    digest=_digest(request) if request.idempotency_key else "",
+                    model=call.model.id,
+                    price=price,
+                    max_cost=max_cost,
                 )
             )
         except Refused as refused:
+            self._ask_for_payment(refused.error, max_cost)
             yield Failed(refused.error, refused.receipt)
             return
         except NodeError as error:
+            self._ask_for_payment(error, max_cost)
             yield Failed(error)
             return
         answer = _Answer(request, call, payer, self._upstream)
@@ -75,6 +93,16 @@ class Pipeline:
                     yield event
         finally:
             await answer.end()
+
+    def _ask_for_payment(self, error: NodeError, max_cost: Msat) -> None:
+        """NUT-24: a 402 says what to pay and where."""
+        if isinstance(error, InsufficientBalance):
+            error.payment_request = self._payment_request(max_cost)
+
+
+def _digest(request: Request) -> str:
+    """Of what is asked for: the same idempotency key with another digest is a conflict."""
+    return hashlib.sha256(f"{request.method} {request.path}\n".encode() + request.body).hexdigest()
 
 
 class _Answer:
@@ -91,23 +119,30 @@ class _Answer:
         self._reply: UpstreamReply | None = None
         self._asked = False
         self._closed = False
+        self._stop = StopScope(request.stop)
 
     async def events(self) -> AsyncGenerator[ReplyEvent, None]:
         call, meter = self._call, self._meter
-        started = False
+        started = stopped = False
         failure: NodeError | None = None
         try:
-            self._asked = True
-            self._reply = await self._upstream.open(
-                UpstreamCall(
-                    model=call.model,
-                    path=call.path,
-                    body=call.body,
-                    request_id=self._request.request_id,
-                    accept="text/event-stream" if call.stream else "application/json",
+            async with self._stop:
+                self._asked = True
+                self._reply = await self._upstream.open(
+                    UpstreamCall(
+                        model=call.model,
+                        path=call.path,
+                        body=call.body,
+                        request_id=self._request.request_id,
+                        accept="text/event-stream" if call.stream else "application/json",
+                    )
                 )
-            )
-            async for data in self._reply.chunks():
+            chunks = aiter(self._reply.chunks())
+            while True:
+                async with self._stop:
+                    data = await anext(chunks, None)
+                if data is None:
+                    break
                 out = meter.feed(data)
                 if out:
                     if not started:
@@ -118,11 +153,17 @@ class _Answer:
                     raise meter.failure
             if not meter.complete:
                 raise meter.failure or UpstreamFailed(private="the answer broke off")
+        except Stopped:
+            stopped = not meter.complete  # all of it may be here already
         except NodeError as error:
             failure = error
         except Exception:  # a bug must not keep the client's money held
             log.exception("internal_error", request_id=self._request.request_id)
             failure = InternalError()
+        if stopped:
+            for event in await self._stopped(started):
+                yield event
+            return
         if failure is not None and not started:
             log.warning(
                 "upstream_failed", request_id=self._request.request_id, reason=failure.private
@@ -142,19 +183,34 @@ class _Answer:
 
     async def end(self) -> None:
         """Settle what a client that went away has seen, and let the upstream go."""
+        self._stop.close()
         try:
             if not self._closed:
-                # The model server was asked, so its work on the prompt is charged for.
-                await (self._settle() if self._asked else self._release())
+                await self._settle_if_asked()
         finally:
             if self._reply is not None:
                 await self._reply.close()
+
+    async def _stopped(self, started: bool) -> list[ReplyEvent]:
+        """The end of an answer its client wants no more of: no ``[DONE]``, for it is not whole."""
+        if self._reply is not None:
+            await self._reply.close()
+        receipt = await self._settle_if_asked()
+        if not self._call.stream:
+            return [Failed(Interrupted(_CANCELLED), receipt)]
+        events: list[ReplyEvent] = [] if started else [self._started()]
+        tail = self._meter.finish(receipt.cost or Msat(0), receipt.change)
+        return [*events, Chunk(tail.removesuffix(_DONE)), receipt]
 
     def _started(self) -> Started:
         content_type = "text/event-stream" if self._call.stream else "application/json"
         headers = {"content-type": content_type, "cache-control": "no-store"}
         live = self._call.stream and (self._payer.live or self._call.change_in_stream)
         return Started(200, headers, live)
+
+    async def _settle_if_asked(self) -> Receipt:
+        # The model server's work on the prompt is charged for, whatever has come of it.
+        return await (self._settle() if self._asked else self._release())
 
     async def _settle(self) -> Receipt:
         self._closed = True

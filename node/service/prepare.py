@@ -11,6 +11,7 @@ from node.core.catalog import Catalog, Model
 from node.core.exchange import Request
 from node.errors import ContextLengthExceeded, InvalidJson, InvalidValue
 from node.service.estimate import MAX_BYTES_PER_TOKEN, estimate_prompt
+from node.service.json_body import json_object
 
 CHAT_PATH = "/chat/completions"
 MAX_CHOICES = 128
@@ -46,10 +47,11 @@ def prepare_chat(request: Request, catalog: Catalog) -> PreparedCall:
     model's, so that the bounds hold.
 
     Raises:
+        UnsupportedMedia, RequestTooLarge: see ``json_object``.
         InvalidJson, InvalidValue: with ``param`` where one field is wrong.
         ModelNotFound, ContextLengthExceeded: the latter only when it is certain.
     """
-    document = _decode_object(request.body)
+    document = json_object(request)
     model_id = document.get("model")
     if not isinstance(model_id, str) or not model_id:
         raise InvalidValue("model must be a string", param="model")
@@ -81,21 +83,11 @@ def prepare_chat(request: Request, catalog: Catalog) -> PreparedCall:
     )
 
 
-def _decode_object(body: bytes) -> dict[str, Any]:
-    try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise InvalidJson from error
-    if not isinstance(document, dict):
-        raise InvalidJson("the request body must be a JSON object")
-    return document
-
-
 def _encode(document: dict[str, Any]) -> bytes:
     try:
         return orjson.dumps(document)
-    except orjson.JSONEncodeError as error:  # it reads deeper nesting than it writes
-        raise InvalidJson("the request is nested too deeply") from error
+    except orjson.JSONEncodeError:  # it reads deeper nesting than it writes
+        raise InvalidJson("the request is nested too deeply") from None
 
 
 def _flag(document: dict[str, Any], name: str, *, param: str = "") -> bool:

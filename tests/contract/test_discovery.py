@@ -468,6 +468,31 @@ async def test_an_owner_who_also_claims_anothers_url_is_not_verified(prober: Pro
         assert half.verified_urls == (own,)
 
 
+async def test_a_foreign_url_behind_the_probed_ones_is_not_shown_as_the_nodes(
+    pool: RelayPool, prober: Prober
+) -> None:
+    keys, other = Keys.generate(), Keys.generate()
+    async with (
+        node(says({"npub": keys.npub})) as one,
+        node(says({"npub": keys.npub})) as two,
+        node(says({"npub": keys.npub})) as three,
+        node(says({"npub": other.npub})) as foreign,
+    ):
+        said = Announcement(
+            pubkey=keys.pubkey,
+            d="d",
+            urls=(one, two, three, foreign),
+            created_at=int(time.time()),
+        )
+        directory = patient(pool, prober)
+        async with running(directory):
+            directory.offer(build_provider_event(keys, said))
+            snapshot = await until(directory, lambda s: s.providers and s.providers[0].verified)
+    (listed,) = snapshot.providers
+    assert set(listed.endpoint_urls) == {one, two, three}
+    assert listed.unverified_urls == (foreign,)
+
+
 async def test_many_announcements_of_one_host_do_not_flood_it() -> None:
     calls = 0
 

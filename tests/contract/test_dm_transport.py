@@ -19,7 +19,7 @@ from discovery.nostr.pool import RelayPool
 from node.client.nostr import NostrClient, Patience, ReplyTimeout
 from node.core.exchange import Chunk, Failed, Receipt, ReplyEvent, Request, Started
 from node.core.money import Msat
-from node.errors import InsufficientBalance, RateLimitExceeded, UpstreamFailed
+from node.errors import InsufficientBalance, InvalidApiKey, RateLimitExceeded, UpstreamFailed
 from node.ports import MessageRecord, StoredReply
 from node.transport.dm.assembly import AssemblyLimits
 from node.transport.dm.limits import DmLimits, Pacing
@@ -461,17 +461,62 @@ async def test_reply_beyond_the_bound_is_kept_without_its_body(relay: StrictRela
 # ------------------------------------------------------------------ cancel, nack, loss
 
 
-async def test_cancel_closes_the_generator(node: Node, client: NostrClient) -> None:
-    async def endless(request: Request) -> AsyncGenerator[ReplyEvent, None]:
-        yield Started(200, {}, live=True)
-        yield Chunk(b"1")
-        await asyncio.Event().wait()
+async def endless(request: Request) -> AsyncGenerator[ReplyEvent, None]:
+    """Goes on until it is told to stop, as a generation does."""
+    assert request.stop is not None
+    yield Started(200, {"content-type": "text/event-stream"}, live=True)
+    yield Chunk(b"data: 1\n\n")
+    await request.stop.wait()
+    yield Chunk(b"data: usage\n\n")
+    yield Receipt(cost=Msat(7), change=CHANGE)
 
+
+async def test_cancel_ends_the_reply_in_order_and_it_is_kept(
+    relay: StrictRelay, node: Node
+) -> None:
+    node.dispatcher.scripts["/v1/endless"] = endless
+    request = message(url="/v1/endless", frames=True)
+    async with sdk_client(relay.url, node) as sdk:
+        await sdk.send(request)
+        await sdk.replies(1)
+        await sdk.send({"id": "m", "cancel": True})
+        reply = await sdk.framed("m")
+        assert reply.body == b"data: 1\n\ndata: usage\n\n"
+        assert reply.trailers == {"x-cashu": CHANGE, "x-cost-msat": "7"}
+        await until(lambda: node.server.running == 0)
+        await node.restart()
+        sdk.arrived.clear()
+        await sdk.send(request)
+        assert await sdk.framed("m") == reply
+        late = sdk_client(relay.url, node, (1059,))
+        late.keys = sdk.keys
+        async with late:
+            copy = (await late.replies(1))[0]
+    assert copy["trailers"]["x-cashu"] == CHANGE
+    assert len(node.dispatcher.requests) == 1
+
+
+async def test_our_client_cancels_and_gets_its_change(node: Node, client: NostrClient) -> None:
     node.dispatcher.scripts["/v1/endless"] = endless
     async with client.stream(node.pubkey, "POST", "/v1/endless", headers=PAID) as stream:
-        assert await anext(stream) == b"1"
-    await until(lambda: node.dispatcher.closed == ["/v1/endless"])
+        assert await anext(stream) == b"data: 1\n\n"
+        await stream.cancel()
+        assert [data async for data in stream] == [b"data: usage\n\n"]
+        assert stream.trailers == {"x-cashu": CHANGE, "x-cost-msat": "7"}
+    async with client.stream(node.pubkey, "POST", "/v1/endless", headers=PAID) as stream:
+        assert await anext(stream) == b"data: 1\n\n"
     await until(lambda: node.server.running == 0)
+    assert len(node.log.replies) == 2
+
+
+async def test_a_node_that_stops_keeps_nothing_of_what_it_broke_off(
+    node: Node, client: NostrClient
+) -> None:
+    node.dispatcher.scripts["/v1/endless"] = endless
+    async with client.stream(node.pubkey, "POST", "/v1/endless", headers=PAID) as stream:
+        assert await anext(stream) == b"data: 1\n\n"
+        await node.server.stop(0.0)
+    assert node.dispatcher.closed == ["/v1/endless"]
     assert node.log.replies == {}
 
 
@@ -720,16 +765,46 @@ async def test_one_sender_runs_so_much_at_once_and_others_still_run(relay: Stric
         assert (await two.replies(1))[0]["status"] == 200
 
 
-async def test_unpaid_requests_have_a_budget(relay: StrictRelay) -> None:
+async def free(request: Request) -> AsyncGenerator[ReplyEvent, None]:
+    yield Started(200, {})
+    yield Receipt()
+
+
+async def refused(request: Request) -> AsyncGenerator[ReplyEvent, None]:
+    yield Failed(InvalidApiKey())
+
+
+@pytest.mark.parametrize("script", [free, refused])
+@pytest.mark.parametrize("headers", [{}, {"authorization": "x"}, {"x-cashu": "x"}])
+async def test_requests_that_cost_nothing_have_a_budget_whatever_they_offer(
+    relay: StrictRelay, script: Script, headers: dict[str, str]
+) -> None:
     limits = DmLimits(unpaid_per_minute=2, errors_per_minute=1)
     async with node_at(relay.url, limits) as node, sdk_client(relay.url, node) as sdk:
+        node.dispatcher.scripts["/v1/x"] = script
         for number in range(4):
-            await sdk.send(message(message_id=f"{number}", headers={}))
+            await sdk.send(message(message_id=f"{number}", url="/v1/x", headers=headers))
         await until(lambda: node.server.counts["error_unsaid"] == 1)
-        await sdk.send(message(message_id="paid"))
-        replies = {reply["id"]: reply["status"] for reply in await sdk.replies(4)}
-        assert sorted(replies.values()) == [200, 200, 200, 429]
-        assert replies["paid"] == 200
+        replies = [reply["status"] for reply in await sdk.replies(3)]
+        assert replies.count(429) == 1
+        assert len(node.dispatcher.requests) == 2
+
+
+async def test_what_is_paid_for_or_done_with_an_account_takes_no_free_budget(
+    relay: StrictRelay,
+) -> None:
+    limits = DmLimits(unpaid_per_minute=1, max_running_per_sender=1)
+    async with node_at(relay.url, limits) as node, sdk_client(relay.url, node) as sdk:
+        node.dispatcher.scripts["/v1/wallet/balance"] = free
+        for number, url in enumerate(["/v1/echo", "/v1/wallet/balance"] * 2):
+            await sdk.send(message(message_id=f"{number}", url=url))
+            await sdk.replies(number + 1)
+            await until(lambda: node.server.running == 0)
+        await sdk.send(message(message_id="0"))  # the stored answer again: it was paid for once
+        await sdk.replies(5)
+        await until(lambda: node.server.running == 0)
+        await sdk.send(message(message_id="last"))
+        assert [reply["status"] for reply in await sdk.replies(6)] == [200] * 6
 
 
 async def test_drain_finishes_what_runs_and_refuses_what_is_new(
@@ -771,6 +846,44 @@ async def test_reply_goes_to_the_relays_the_client_names(relay: StrictRelay, nod
         await speaker.send(message(relays=[other.url]))
         (reply,) = await listener.replies(1)
         assert reply["status"] == 200
+
+
+async def test_relays_are_named_only_by_those_who_offer_to_pay(
+    relay: StrictRelay, node: Node
+) -> None:
+    async with strict_relay() as other, sdk_client(relay.url, node) as sdk:
+        elsewhere = sdk_client(other.url, node)
+        elsewhere.keys = sdk.keys
+        async with elsewhere:
+            await sdk.send(message(message_id="free", headers={}, relays=[other.url]))
+            assert (await sdk.replies(1))[0]["status"] == 200
+            parts = in_parts(b"12", 1, relays=[other.url])
+            await sdk.send(*parts)  # the key is in the first part only
+            (reply,) = await elsewhere.replies(1)
+    assert reply["id"] == "m"
+
+
+@pytest.mark.parametrize("frames", [False, True])
+async def test_change_too_large_for_a_message_is_said_and_the_answer_comes(
+    relay: StrictRelay, node: Node, client: NostrClient, frames: bool
+) -> None:
+    async def rich(request: Request) -> AsyncGenerator[ReplyEvent, None]:
+        yield Started(200, {"content-type": "text/plain"})
+        yield Chunk(b"answer")
+        yield Receipt(cost=Msat(7), change="cashuB" + "x" * 30_000)
+
+    node.dispatcher.scripts["/v1/rich"] = rich
+    reply = await client.request(
+        node.pubkey, "POST", "/v1/rich", headers=PAID, plain=not frames, message_id="rich"
+    )
+    assert (reply.status, reply.body) == (200, b"answer")
+    beside = reply.trailers if frames else reply.headers
+    assert beside["x-cashu-omitted"] == "too-large"
+    assert beside["x-cost-msat" if frames else "x-routstr-cost-msats"] == "7"
+    assert (reply.change, reply.change_omitted) == (None, True)
+    assert node.server.omitted == 1
+    (kept,) = node.log.replies.values()
+    assert len(kept.trailers["x-cashu"]) > 30_000
 
 
 async def test_change_is_also_kept_on_the_relay(relay: StrictRelay, node: Node) -> None:

@@ -7,9 +7,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator
 
 import aiohttp
 import pytest
@@ -17,83 +15,7 @@ import pytest
 from node.core.exchange import Chunk, Failed, Receipt, ReplyEvent, Request, Started
 from node.core.money import Msat
 from node.errors import InsufficientBalance, RateLimitExceeded, UpstreamFailed
-from node.transport.http.runner import HttpServer
-from node.transport.http.server import create_app
-
-MIB = 1 << 20
-Script = Callable[[Request], AsyncGenerator[ReplyEvent, None]]
-
-
-class ScriptedDispatcher:
-    """Plays one script for every request and remembers what it saw."""
-
-    def __init__(self) -> None:
-        self.requests: list[Request] = []
-        self.began = asyncio.Event()
-        self.ended = asyncio.Event()
-        self.script: Script = whole
-
-    async def handle(self, request: Request) -> AsyncGenerator[ReplyEvent, None]:
-        self.requests.append(request)
-        self.began.set()
-        events = self.script(request)
-        try:
-            async for event in events:
-                yield event
-        finally:
-            await events.aclose()
-            self.ended.set()
-
-
-async def whole(request: Request) -> AsyncGenerator[ReplyEvent, None]:
-    yield Started(200, {"content-type": "application/json"})
-    yield Chunk(b'{"got":')
-    yield Chunk(str(len(request.body)).encode() + b"}")
-    yield Receipt(cost=Msat(1234), change="cashuBchange", dust=Msat(5))
-
-
-class ScriptedHealth:
-    def __init__(self) -> None:
-        self.wrong: dict[str, str] = {}
-
-    def live(self) -> bool:
-        return True
-
-    async def ready(self) -> tuple[bool, dict[str, str]]:
-        return not self.wrong, {"database": "ok", **self.wrong}
-
-
-class Node:
-    """A served application with its doubles."""
-
-    def __init__(self, server: HttpServer, dispatcher: ScriptedDispatcher, health: Any) -> None:
-        self.server, self.dispatcher, self.health = server, dispatcher, health
-        self.url = f"http://127.0.0.1:{server.port}"
-
-    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        return await asyncio.open_connection("127.0.0.1", self.server.port)
-
-    async def raw(self, data: bytes) -> bytes:
-        """All that comes back on a fresh connection until the server closes it."""
-        reader, writer = await self.connect()
-        try:
-            writer.write(data)
-            async with asyncio.timeout(10):
-                return await reader.read()
-        finally:
-            writer.close()
-
-
-@asynccontextmanager
-async def running(*, server: dict[str, Any] | None = None, **limits: Any) -> AsyncIterator[Node]:
-    dispatcher, health = ScriptedDispatcher(), ScriptedHealth()
-    app = create_app(dispatcher, health=health, **{"max_body_bytes": MIB, **limits})
-    http = HttpServer(app, **{"drain_timeout_s": 1.0, **(server or {})})
-    await http.start()
-    try:
-        yield Node(http, dispatcher, health)
-    finally:
-        await http.stop()
+from tests.fakes.http_node import AUTH, HEAD, MIB, Node, assert_error, parts, running, wait
 
 
 @pytest.fixture
@@ -106,26 +28,6 @@ async def node() -> AsyncIterator[Node]:
 async def client() -> AsyncIterator[aiohttp.ClientSession]:
     async with aiohttp.ClientSession() as session:
         yield session
-
-
-async def wait(event: asyncio.Event) -> None:
-    async with asyncio.timeout(5):
-        await event.wait()
-
-
-def parts(answer: bytes) -> tuple[int, dict[str, str], bytes]:
-    head, _, body = answer.partition(b"\r\n\r\n")
-    lines = head.decode("latin-1").split("\r\n")
-    headers = dict(line.lower().split(": ", 1) for line in lines[1:])
-    return int(lines[0].split()[1]), headers, body
-
-
-def assert_error(answer: bytes, status: int, code: str) -> None:
-    got, headers, body = parts(answer)
-    document = json.loads(body)
-    assert (got, document["error"]["code"]) == (status, code)
-    assert headers["content-type"] == "application/json"
-    assert headers["x-request-id"] == document["request_id"]
 
 
 # --- decoding
@@ -181,9 +83,6 @@ async def test_every_method_and_path_reaches_the_dispatcher(
     (request,) = node.dispatcher.requests
     assert (request.method, request.path) == (method, "/any/path//x/")
     assert request.body == b""
-
-
-HEAD = b"POST /v1/x HTTP/1.1\r\nHost: a\r\n"
 
 
 @pytest.mark.parametrize(
@@ -413,7 +312,8 @@ async def test_a_body_that_never_ends(body: bytes) -> None:
 
 
 async def test_a_body_up_to_the_limit(node: Node, client: aiohttp.ClientSession) -> None:
-    async with client.post(node.url, data=b"x" * MIB) as response:
+    headers = {"Authorization": "Bearer sk-x"}
+    async with client.post(node.url, data=b"x" * MIB, headers=headers) as response:
         assert await response.json() == {"got": MIB}
 
 
@@ -422,8 +322,9 @@ async def test_a_body_over_the_limit(node: Node, client: aiohttp.ClientSession) 
         for _ in range(10):
             yield b"x" * MIB
 
+    headers = {"Authorization": "Bearer sk-x"}
     for body in (io.BytesIO(b"x" * (10 * MIB)), io.BytesIO(b"x" * (MIB + 1)), chunked()):
-        async with client.post(node.url, data=body) as response:
+        async with client.post(node.url, data=body, headers=headers) as response:
             assert response.status == 413
             assert (await response.json())["error"]["code"] == "request_too_large"
     assert node.dispatcher.requests == []
@@ -455,7 +356,7 @@ async def test_compressed_bodies(node: Node, client: aiohttp.ClientSession) -> N
 async def test_compressed_bodies_that_are_refused(
     node: Node, encoding: bytes, body: bytes, status: int
 ) -> None:
-    head = HEAD + b"Connection: close\r\nContent-Encoding: " + encoding
+    head = HEAD + AUTH + b"Connection: close\r\nContent-Encoding: " + encoding
     answer = await node.raw(head + b"\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
     assert parts(answer)[0] == status
     assert json.loads(parts(answer)[2])["request_id"]

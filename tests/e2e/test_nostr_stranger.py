@@ -106,6 +106,35 @@ async def test_killed_before_the_answer_the_same_request_is_answered_and_charged
     await world.assert_coins_are_real()
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_cancelled_request_brings_its_change_and_can_be_asked_for_again(
+    world: World, stream: bool
+) -> None:
+    world.upstream.fault = "stall"
+    async with stranger(world) as client:
+        request = chat(await world.purse.fund(60), "m", stream=stream, frames=True)
+        await client.send(request)
+        await asyncio.wait_for(world.upstream.called.wait(), 10)
+        await client.send({"id": "m", "cancel": True})
+        reply = await client.framed("m")
+        assert reply.status == (200 if stream else 409)
+        assert b"[DONE]" not in reply.body
+        cost, change = int(reply.trailers["x-cost-msat"]), reply.trailers["x-cashu"]
+        await asyncio.wait_for(world.upstream.disconnected.wait(), 10)
+        client.arrived.clear()
+        await client.send(request)
+        assert await client.framed("m") == reply
+        late = stranger(world, kinds=[1059])
+        late.keys = client.keys
+        async with late:
+            assert (await late.replies(1))[0]["trailers"]["x-cashu"] == change
+    assert 0 < cost < 60_000
+    assert await world.purse.receive(change) == (60_000 - cost) // 1000
+    assert world.upstream.calls == 1
+    assert (await world.quiet_books()).revenue_msat == cost
+    await world.assert_coins_are_real()
+
+
 async def test_change_comes_a_second_time_as_a_stored_event(world: World) -> None:
     async with stranger(world) as client:
         await client.send(chat(await world.purse.fund(60), "stored"))

@@ -21,6 +21,8 @@ Fault: TypeAlias = Literal[
     "garbage",  # the mint did it, the answer is not JSON
     "wrong_signatures",  # the mint did it, the answer's signatures are of another's making
     "duplicate",  # the mint sees it twice, the second answer is passed on
+    "late",  # the connection drops, and the mint sees it only when the test says ``land``
+    "refuse",  # the mint never saw it, the answer is a refusal that means nothing
 ]
 
 
@@ -38,6 +40,9 @@ class MintProxy:
         self._target = target
         self.faults: deque[Fault | None] = deque()
         self.swaps = 0
+        self.vanish_after_swap = False
+        """Refuse connections once the next swap is answered, until ``reappear``."""
+        self._late: list[bytes] = []
         self.url = ""
 
     async def __aenter__(self) -> MintProxy:
@@ -46,11 +51,16 @@ class MintProxy:
         app.router.add_route("*", "/{path:.*}", self._handle)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
-        await site.start()
-        port = self._runner.addresses[0][1]
-        self.url = f"http://127.0.0.1:{port}"
+        self._site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        await self._site.start()
+        self._port = self._runner.addresses[0][1]
+        self.url = f"http://127.0.0.1:{self._port}"
         return self
+
+    async def reappear(self) -> None:
+        """Take connections again."""
+        self._site = web.TCPSite(self._runner, "127.0.0.1", self._port)
+        await self._site.start()
 
     async def __aexit__(
         self,
@@ -61,10 +71,18 @@ class MintProxy:
         await self._runner.cleanup()
         await self._session.close()
 
+    async def land(self) -> list[int]:
+        """Let the mint see what was late; the statuses it answers."""
+        late, self._late = self._late, []
+        return [(await self._send("POST", "/v1/swap", body))[0] for body in late]
+
     async def _forward(self, request: web.Request, body: bytes) -> tuple[int, bytes]:
+        return await self._send(request.method, request.path_qs, body)
+
+    async def _send(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
         async with self._session.request(
-            request.method,
-            self._target + request.path_qs,
+            method,
+            self._target + path,
             data=body or None,
             headers={"content-type": "application/json", "accept-encoding": "identity"},
         ) as answer:
@@ -76,6 +94,11 @@ class MintProxy:
         if request.path == "/v1/swap":
             self.swaps += 1
             fault = self.faults.popleft() if self.faults else None
+        if fault == "late":
+            self._late.append(body)
+            return self._drop(request)
+        if fault == "refuse":
+            return web.json_response({"detail": "database is locked", "code": 0}, status=400)
         if fault in ("lose_request", "error_500_before", "error_429"):
             if fault == "lose_request":
                 return self._drop(request)
@@ -93,7 +116,12 @@ class MintProxy:
             answer = b"<html>gateway</html>"
         if fault == "wrong_signatures":
             answer = _spoil(answer)
-        return web.Response(status=status, body=answer, content_type="application/json")
+        response = web.Response(status=status, body=answer, content_type="application/json")
+        if self.vanish_after_swap and request.path == "/v1/swap":
+            self.vanish_after_swap = False
+            response.force_close()
+            await self._site.stop()
+        return response
 
     @staticmethod
     def _drop(request: web.Request) -> web.StreamResponse:

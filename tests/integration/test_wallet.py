@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
-import aiohttp
 import pytest
 
 from node.core.accounts import HoldRequest, NewAccount
 from node.core.money import Msat
-from node.core.pricing import Price
 from node.core.usage import Usage
 from node.demo.mint import EmbeddedMint
-from node.demo.purse import Purse
-from node.ecash.crypto import mnemonic_to_seed, new_mnemonic
-from node.ecash.mint import MintClient
 from node.ecash.token import parse_token, serialize_token
-from node.ecash.wallet import AcceptedMint, Wallet
 from node.errors import (
     FeesExceedAmount,
     InsufficientBalance,
@@ -31,65 +22,9 @@ from node.errors import (
     TokenAlreadySpent,
     TokenMalformed,
 )
-from node.ledger.accounts import SqliteLedger
-from node.ledger.books import Books, account_discrepancies, sum_books
-from node.ledger.database import Database
-from node.ledger.wallet import SqliteWalletStore
 from tests.conftest import OpenPurse
 from tests.fakes.mint_proxy import Fault, MintProxy
-
-PRICE = Price(Msat(1_000_000), Msat(2_000_000))
-
-
-@dataclass
-class Bench:
-    """A wallet over a real database, and what it takes to look inside."""
-
-    database: Database
-    ledger: SqliteLedger
-    store: SqliteWalletStore
-    wallet: Wallet
-
-    async def books(self) -> Books:
-        """The books, checked."""
-        assert await self.database.read(account_discrepancies) == []
-        books = await self.database.read(sum_books)
-        assert books.problems() == []
-        return books
-
-
-OpenBench = Callable[..., Awaitable[Bench]]
-
-
-@pytest.fixture
-async def open_bench(
-    tmp_path: Path, http_session: aiohttp.ClientSession
-) -> AsyncIterator[OpenBench]:
-    async with AsyncExitStack() as stack:
-        opened: list[Database] = []
-
-        async def open_it(*urls: str, timeout_s: float = 1.0) -> Bench:
-            if opened:
-                await opened.pop().close()
-            database = await Database.open(tmp_path / "node.db")
-            stack.push_async_callback(database.close)
-            opened.append(database)
-            store = SqliteWalletStore(database, serialize_token)
-            seed = mnemonic_to_seed(await store.secret("mnemonic", new_mnemonic))
-            mints = {}
-            for url in urls:
-                client = MintClient(http_session, url, timeout_s=timeout_s)
-                mints[client.url] = AcceptedMint(client)
-            wallet = Wallet(store, mints, seed, wait_s=10 * timeout_s)
-            stack.push_async_callback(wallet.close, 0.1)
-            await wallet.start()
-            return Bench(database, SqliteLedger(database), store, wallet)
-
-        yield open_it
-
-
-def new_account(name: str) -> NewAccount:
-    return NewAccount("key", {name: "spend"})
+from tests.integration.bench import PRICE, OpenBench, fill_with_one_coin, new_account
 
 
 async def test_receive_credits_the_net_and_issue_gives_it_back(
@@ -200,31 +135,6 @@ async def test_a_send_with_an_unknown_outcome_gives_its_token_when_asked_again(
         assert (await bench.ledger.balance(account)).balance == 59_000
 
 
-async def fill_with_one_coin(bench: Bench, client: Purse, url: str, amount: int) -> int:
-    """An account of ``amount`` (a power of two) whose only coin in the inventory is one big one.
-
-    Small coins are given out first, so that the next issue needs a swap.
-    """
-    token = serialize_token(url, "sat", parse_token(await client.fund(amount)).proofs)
-    other = serialize_token(url, "sat", parse_token(await client.fund(amount * 2 - 1)).proofs)
-    account = (await bench.wallet.receive(token, new_account("big"))).account_id
-    waste = (await bench.wallet.receive(other, new_account("waste"))).account_id
-    while True:
-        stock = {
-            row["amount"]: row["n"]
-            for row in await bench.database.read(
-                lambda conn: conn.execute(
-                    "SELECT amount, COUNT(*) AS n FROM proofs WHERE state = 'unspent'"
-                    " GROUP BY amount"
-                ).fetchall()
-            )
-        }
-        small = [d for d in stock if d < amount // 2]
-        if not small:
-            return account
-        await bench.wallet.issue(waste, Msat(small[0] * 1000))
-
-
 async def test_the_same_token_is_one_receive_however_often_it_comes(
     mint: EmbeddedMint, purse: OpenPurse, open_bench: OpenBench
 ) -> None:
@@ -309,18 +219,6 @@ async def test_thirty_withdrawals_at_once_never_overspend_nor_share_a_coin(
     assert (books.issued_msat, books.open_msat) == (98_000, 2_000)
 
 
-async def test_a_restored_counter_never_credits_and_starts_again(
-    mint: EmbeddedMint, purse: OpenPurse, open_bench: OpenBench
-) -> None:
-    client = await purse()
-    bench = await open_bench(mint.url, timeout_s=10)
-    await bench.wallet.receive(await client.fund(15), new_account("a"))
-    await bench.database.write(lambda conn: conn.execute("UPDATE counters SET next = 0"))
-    operation = await bench.wallet.receive(await client.fund(7), new_account("b"))
-    assert operation.credit == 7_000
-    assert (await bench.books()).received_msat == 22_000
-
-
 async def test_settle_and_close_charges_issues_the_change_and_books_the_dust(
     mint: EmbeddedMint, purse: OpenPurse, open_bench: OpenBench
 ) -> None:
@@ -330,18 +228,14 @@ async def test_settle_and_close_charges_issues_the_change_and_books_the_dust(
         await client.fund(60), NewAccount("request", {"r": "request"})
     )
     hold = await bench.ledger.hold(
-        operation.account_id, HoldRequest("id", "x-cashu", "m", PRICE, Msat(30_000))
+        operation.account_id, HoldRequest("id", "x-cashu", "", "m", PRICE, Msat(30_000))
     )
     usage = Usage(3, 4)
-    closed = await bench.wallet.settle_and_close(
-        operation.account_id, hold, Msat(10_300), usage, mint.url
-    )
+    closed = await bench.wallet.settle_and_close(operation.account_id, hold, Msat(10_300), usage)
     assert (closed.cost, closed.dust) == (10_300, 700)
     assert closed.change is not None
     assert await client.receive(closed.change.token or "") == 49
-    again = await bench.wallet.settle_and_close(
-        operation.account_id, hold, Msat(10_300), usage, mint.url
-    )
+    again = await bench.wallet.settle_and_close(operation.account_id, hold, Msat(10_300), usage)
     assert (again.cost, again.dust, again.change) == (10_300, 0, None)
     books = await bench.books()
     assert (books.revenue_msat, books.dust_msat, books.issued_msat, books.open_msat) == (

@@ -214,6 +214,10 @@ def test_mistakes_in_variable_names(config: Path, monkeypatch: pytest.MonkeyPatc
             "[http]\nonion_url = 'http://x.com'",
             "http.onion_url: must be an address ending in .onion",
         ),
+        (
+            "[http]\nmax_buffered_bytes = 20971519",
+            "http: max_buffered_bytes is below max_body_bytes",
+        ),
         ("[log]\nformat = 'xml'", "log.format: must be 'json' or 'console'"),
     ],
 )

@@ -47,6 +47,7 @@ CREATE TABLE holds (
     id                INTEGER PRIMARY KEY,
     account_id        INTEGER NOT NULL REFERENCES accounts (id),
     request_key       TEXT,
+    request_digest    TEXT    NOT NULL,
     request_id        TEXT    NOT NULL,
     model             TEXT    NOT NULL,
     price             TEXT    NOT NULL,
@@ -79,7 +80,8 @@ CREATE TABLE counters (
 ) STRICT;
 
 -- Our coins. unspent → reserved (inputs of a swap under way) → spent | unspent;
--- unspent → issued (given out in a token).
+-- unspent → issued (given out in a token). suspect: was an input of a swap that failed; only
+-- good as an input of another one, in case the first lands late.
 CREATE TABLE proofs (
     y            TEXT    PRIMARY KEY,
     mint         TEXT    NOT NULL,
@@ -90,6 +92,7 @@ CREATE TABLE proofs (
     c            TEXT    NOT NULL,
     dleq         TEXT    NOT NULL DEFAULT '',
     state        TEXT    NOT NULL CHECK (state IN ('unspent', 'reserved', 'issued', 'spent')),
+    suspect      INTEGER NOT NULL DEFAULT 0,
     operation_id TEXT    NOT NULL,
     created_at   INTEGER NOT NULL
 ) STRICT;
@@ -100,13 +103,14 @@ CREATE INDEX proofs_operation ON proofs (operation_id);
 CREATE TABLE operations (
     id          TEXT    PRIMARY KEY,
     kind        TEXT    NOT NULL CHECK (kind IN ('receive', 'send')),
-    state       TEXT    NOT NULL CHECK (state IN ('intent', 'done', 'failed')),
+    state       TEXT    NOT NULL CHECK (state IN ('intent', 'done', 'failed', 'salvaged')),
     account_id  INTEGER NOT NULL REFERENCES accounts (id),
     request_key TEXT,
     mint        TEXT    NOT NULL,
     unit        TEXT    NOT NULL,
     amount      INTEGER NOT NULL CHECK (amount > 0),
     fee         INTEGER NOT NULL,
+    surcharge   INTEGER NOT NULL DEFAULT 0,
     inputs      TEXT    NOT NULL,
     outputs     TEXT    NOT NULL,
     token       TEXT,
@@ -114,18 +118,19 @@ CREATE TABLE operations (
     attempts    INTEGER NOT NULL DEFAULT 0,
     delivered   INTEGER NOT NULL DEFAULT 0,
     created_at  INTEGER NOT NULL,
-    updated_at  INTEGER NOT NULL,
+    unknown_at  INTEGER NOT NULL,
     UNIQUE (account_id, kind, request_key)
 ) STRICT;
 CREATE INDEX operations_open ON operations (state) WHERE state = 'intent';
 CREATE INDEX operations_account ON operations (account_id);
 
--- Every coin ever offered to us belongs to at most one receive operation.
-CREATE TABLE receive_inputs (
-    y            TEXT PRIMARY KEY,
-    operation_id TEXT NOT NULL REFERENCES operations (id)
+-- Which coins (by NUT-00 Y) an operation spends. A coin is in at most one that has not failed.
+CREATE TABLE operation_inputs (
+    y            TEXT NOT NULL,
+    operation_id TEXT NOT NULL REFERENCES operations (id),
+    PRIMARY KEY (y, operation_id)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX receive_inputs_operation ON receive_inputs (operation_id);
+CREATE INDEX operation_inputs_operation ON operation_inputs (operation_id);
 
 -- Requests over Nostr, so that each runs once.
 CREATE TABLE messages (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from hashlib import blake2b
@@ -143,17 +143,34 @@ def list_providers(snapshot: DirectorySnapshot, query: Mapping[str, str]) -> dic
 def get_provider(snapshot: DirectorySnapshot, key: str) -> dict[str, Any]:
     """One provider in detail, by public key (hex or npub) or by name.
 
-    Names are not unique: the best ranked one answers, so an impostor that is not verified never
-    hides a node that is. Raises NotFound.
+    Names are not unique. A verified provider goes before one that is not; among several that are
+    equally trusted the name is that of the one this node saw first under it, which unlike a key or
+    a date cannot be made to measure. ``ambiguous`` is true then and ``others`` lists the npubs of
+    the rest; whoever wants to be sure asks by npub. Raises NotFound.
     """
     try:
-        pubkey: str | None = parse_pubkey(key)
+        pubkey = parse_pubkey(key)
     except InvalidKey:
-        pubkey = None
+        return _by_name(snapshot, key)
     for provider in snapshot.providers:
-        if provider.pubkey == pubkey or (pubkey is None and provider.announcement.name == key):
+        if provider.pubkey == pubkey:
             return _detail(provider)
-    raise NotFound("no such provider is known here")
+    raise _unknown()
+
+
+def _by_name(snapshot: DirectorySnapshot, name: str) -> dict[str, Any]:
+    named = [p for p in snapshot.providers if p.announcement.name == name]
+    equal = [p for p in named if p.verified == named[0].verified]
+    if not equal:
+        raise _unknown()
+    owner = min(equal, key=lambda p: (p.first_seen, p.rank)).pubkey
+    # The same key may announce several nodes of one name; the snapshot has the best one first.
+    chosen = next(p for p in equal if p.pubkey == owner)
+    return _detail(chosen, others=dict.fromkeys(p.npub for p in equal if p.pubkey != owner))
+
+
+def _unknown() -> NotFound:
+    return NotFound("no such provider is known here")
 
 
 def etag(snapshot: DirectorySnapshot, query: Mapping[str, str]) -> str:
@@ -182,8 +199,9 @@ def _item(provider: Provider) -> dict[str, Any]:
         "content": event.content if event else "",
         "version": said.version or None,
         "endpoint_url": provider.endpoint_url,
-        "endpoint_urls": list(said.urls),
+        "endpoint_urls": list(provider.endpoint_urls),
         "verified_urls": list(provider.verified_urls),
+        "unverified_urls": list(provider.unverified_urls),
         "mint_urls": list(said.mints),
         "relays": list(said.relays),
         "transports": list(said.transports),
@@ -193,8 +211,11 @@ def _item(provider: Provider) -> dict[str, Any]:
     }
 
 
-def _detail(provider: Provider) -> dict[str, Any]:
+def _detail(provider: Provider, others: Iterable[str] = ()) -> dict[str, Any]:
+    rivals = list(others)
     return _item(provider) | {
+        "ambiguous": bool(rivals),
+        "others": rivals,
         "display_name": provider.announcement.name,
         "models": [
             {

@@ -6,14 +6,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import orjson
-
 from node.core.accounts import Operation
 from node.core.exchange import Request
 from node.core.money import MSAT_PER_SAT, Msat
-from node.errors import InvalidJson, InvalidValue, MintNotAccepted
+from node.errors import InvalidValue, MintNotAccepted
 from node.service.accounts import Accounts
 from node.service.dispatch import Reply
+from node.service.json_body import json_object
 
 MAX_AMOUNT_SAT = 1 << 50
 
@@ -172,15 +171,7 @@ def _refund(operation: Operation) -> dict[str, Any]:
 
 def _body(request: Request) -> dict[str, Any]:
     """The JSON object of the body; an empty body is an empty object."""
-    if not request.body.strip():
-        return {}
-    try:
-        value = orjson.loads(request.body)
-    except orjson.JSONDecodeError:
-        raise InvalidJson from None
-    if not isinstance(value, dict):
-        raise InvalidJson("the request body must be a JSON object")
-    return value
+    return json_object(request) if request.body.strip() else {}
 
 
 def _text(body: Mapping[str, Any], name: str) -> str | None:

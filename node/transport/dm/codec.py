@@ -29,7 +29,15 @@ MAX_ID_CHARS = 100
 MAX_NACKS = 256
 MAX_HEADERS = 64
 ALLOWED_HEADERS = frozenset(
-    {"content-type", "accept", "authorization", "x-cashu", "x-cashu-change", "idempotency-key"}
+    {
+        "content-type",
+        "accept",
+        "authorization",
+        "x-cashu",
+        "x-cashu-change",
+        "idempotency-key",
+        "if-none-match",
+    }
 )
 """What of a request's headers is read; the others are dropped unseen."""
 MAX_INT = 2**53 - 1

@@ -15,6 +15,9 @@ MAX_CONTENT_BYTES = 28_400
 """Escaped content bytes that still fit that same event size (NIP-44 pads in steps, twice)."""
 MAX_HEAD_BYTES = 24_576
 """Escaped bytes of all headers (or trailers) of one message: the rest is left for the body."""
+CHANGE_HEADER = "x-cashu"
+OMITTED_HEADER = "x-cashu-omitted"
+_OMITTED = {OMITTED_HEADER: "too-large"}
 _NUMBERS_BYTES = 96
 """Escaped keys and values of index and count, and the key of the body."""
 
@@ -90,15 +93,21 @@ class FrameCutter:
 
 
 def fitting(headers: Mapping[str, str]) -> dict[str, str]:
-    """``headers`` without those that would burst an event: the smallest come first."""
-    kept: dict[str, str] = {}
-    room = MAX_HEAD_BYTES
+    """``headers`` without those that would burst an event: the smallest come first.
+
+    In place of a change token that is too large stands ``x-cashu-omitted: too-large``.
+    """
+    kept = set(_OMITTED)
+    room = MAX_HEAD_BYTES - _escaped_bytes(_OMITTED)
     for name, value in sorted(headers.items(), key=lambda item: len(item[1])):
+        if name in kept:
+            continue
         room -= _escaped_bytes({name: value})
         if room < 0:
             break
-        kept[name] = value
-    return {name: value for name, value in headers.items() if name in kept}
+        kept.add(name)
+    fit = {name: value for name, value in headers.items() if name in kept}
+    return fit | _OMITTED if CHANGE_HEADER in headers.keys() - kept else fit
 
 
 def body_room(fields: Mapping[str, Any]) -> int:

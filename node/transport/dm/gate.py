@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass
 
 from node.errors import RateLimitExceeded
 from node.transport.dm.limits import DmLimits
 
 _UNWRAP_BURST_S = 1.0
+_MAX_PAYERS = 10_000
 
 
 class Budget:
@@ -32,16 +34,35 @@ class Budget:
         Args:
             now: seconds on a steady clock.
         """
-        left, when = self._buckets.get(key, (self._capacity, now))
-        left = min(self._capacity, left + (now - when) * self._rate)
+        left = self._left(key, now)
         amount = min(amount, self._capacity)
         wait_s = 0.0 if left >= amount else (amount - left) / self._rate
-        self._buckets[key] = (left if wait_s else left - amount, now)
+        self._set(key, left if wait_s else left - amount, now)
+        return wait_s
+
+    def give_back(self, key: str, now: float) -> None:
+        """Undo one ``take``."""
+        if key in self._buckets:  # a forgotten bucket is a full one
+            self._set(key, min(self._capacity, self._left(key, now) + 1), now)
+
+    def _left(self, key: str, now: float) -> float:
+        left, when = self._buckets.get(key, (self._capacity, now))
+        return min(self._capacity, left + (now - when) * self._rate)
+
+    def _set(self, key: str, left: float, now: float) -> None:
+        self._buckets[key] = (left, now)
         self._buckets.move_to_end(key)
         # The longest untouched bucket is the fullest one, so forgetting it gives least away.
         while len(self._buckets) > self._max_keys:
             self._buckets.popitem(last=False)
-        return wait_s
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """What an admitted request holds of the free quotas until its outcome is known."""
+
+    sender: str
+    of_total: bool
 
 
 class Gate:
@@ -56,6 +77,7 @@ class Gate:
         self._errors = Budget(limits.errors_per_minute)
         self._errors_total = Budget(limits.errors_total_per_minute)
         self._resends = Budget(limits.resends_per_minute)
+        self._payers: OrderedDict[str, float] = OrderedDict()  # until when
 
     def unwrap_delay_s(self, now: float) -> float:
         """Seconds to wait before the next wrap is decrypted; 0.0 while there is budget."""
@@ -65,21 +87,42 @@ class Gate:
         self._unwraps_until += 1 / self._limits.max_unwraps_per_s
         return delay_s
 
-    def admit(self, sender: str, now: float, *, paying: bool, running: int, of_sender: int) -> None:
+    def admit(self, sender: str, now: float, *, running: int, of_sender: int) -> Ticket:
         """Raise RateLimitExceeded unless one more request of ``sender`` may run.
 
+        It counts as unpaid until ``paid`` is called with its ticket: whether a key or token is
+        worth anything only the answer shows.
+
         Args:
-            paying: it names a key or carries a token; whether that is worth anything shows later.
             running, of_sender: requests being answered, in all and of this sender.
         """
         limits = self._limits
         if running >= limits.max_running or of_sender >= limits.max_running_per_sender:
             raise RateLimitExceeded("too many requests at once", retry_after_s=1)
         wait_s = self._requests.take(sender, now)
-        if not paying:
-            wait_s = wait_s or self._unpaid.take(sender, now) or self._unpaid_total.take("", now)
         if wait_s:
             raise RateLimitExceeded(retry_after_s=int(wait_s) + 1)
+        # Anyone can have many keys, so the total is what bounds strangers; it must not let them
+        # shut out those who pay.
+        ticket = Ticket(sender, of_total=self._payers.get(sender, 0.0) <= now)
+        wait_s = self._unpaid.take(sender, now)
+        if not wait_s and ticket.of_total:
+            wait_s = self._unpaid_total.take("", now)
+            if wait_s:
+                self._unpaid.give_back(sender, now)
+        if wait_s:
+            raise RateLimitExceeded("too many unpaid requests", retry_after_s=int(wait_s) + 1)
+        return ticket
+
+    def paid(self, ticket: Ticket, now: float) -> None:
+        """The request was paid for, or an account stood behind it: it was not a free one."""
+        self._unpaid.give_back(ticket.sender, now)
+        if ticket.of_total:
+            self._unpaid_total.give_back("", now)
+        self._payers[ticket.sender] = now + self._limits.payer_lifetime_s
+        self._payers.move_to_end(ticket.sender)
+        if len(self._payers) > _MAX_PAYERS:
+            self._payers.popitem(last=False)
 
     def may_say_error(self, sender: str, now: float) -> bool:
         """Whether an error about an undispatched message is worth a reply."""

@@ -20,7 +20,8 @@ class Pacing:
 
 @dataclass(frozen=True, slots=True)
 class DmLimits:
-    """Caps of the Nostr carriage. ``unpaid`` is a request without a key or token in its headers."""
+    """Caps of the Nostr carriage. ``unpaid`` is a request whose answer cost nothing and that no
+    account stood behind: what it said of itself does not count."""
 
     assembly: AssemblyLimits = field(default_factory=AssemblyLimits)
     queue_size: int = 1000
@@ -33,6 +34,8 @@ class DmLimits:
     """Of one sender, replays included; the services have their own, finer limits."""
     unpaid_per_minute: int = 30
     unpaid_total_per_minute: int = 600
+    """Of all senders but those that paid within ``payer_lifetime_s``."""
+    payer_lifetime_s: float = 3600.0
     errors_per_minute: int = 30
     """Error replies to one sender about messages that were never dispatched."""
     errors_total_per_minute: int = 600

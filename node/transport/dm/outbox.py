@@ -13,11 +13,12 @@ from discovery.nostr.event import Event, Rumor
 from discovery.nostr.giftwrap import GIFT_WRAP, wrap
 from discovery.nostr.keys import Keys
 from discovery.nostr.pool import RelayPool
-from node.transport.dm.codec import REPLY_KIND
+from node.transport.dm.codec import REPLY_KIND, RequestHead
 from node.transport.dm.limits import DmLimits
 
 _log = structlog.get_logger()
 _RETRY_FIRST_S = 1.0
+_CREDENTIALS = ("authorization", "x-cashu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,31 @@ class Recipient:
     relays: tuple[str, ...] = ()
     takes_stored: bool = True
     """Whether a stored copy is of use to it."""
+
+
+def recipient_of(
+    sender: str,
+    kind: int,
+    head: RequestHead | None = None,
+    relays: tuple[str, ...] = (),
+    wrap: tuple[int, ...] = (),
+) -> Recipient:
+    """Who gets the answer to a message that came in a wrap of ``kind``.
+
+    It goes the way the message came, unless the client takes only the other kind. Who offers
+    neither key nor token does not make us connect to relays of its choice.
+
+    Args:
+        head: of the message; None when that is not known.
+        relays, wrap: what the message asks for.
+    """
+    offers = head is not None and not head.headers.keys().isdisjoint(_CREDENTIALS)
+    return Recipient(
+        pubkey=sender,
+        kind=kind if not wrap or kind in wrap else wrap[0],
+        relays=relays if offers else (),
+        takes_stored=not wrap or GIFT_WRAP in wrap,
+    )
 
 
 @dataclass(slots=True)
@@ -105,6 +131,8 @@ class Outbox:
         self._tasks: set[asyncio.Task[bool]] = set()
         self.undelivered = 0
         """Messages that no relay took."""
+        self.omitted = 0
+        """Replies of which a header was too large to send."""
 
     def post(
         self, recipient: Recipient, content: str, *, stored_copy: bool = False

@@ -6,14 +6,18 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+import structlog
+
 from node.errors import NodeError
 from node.ports import StoredReply
 from node.transport.dm.codec import build_reply
-from node.transport.dm.cutter import FrameCutter, fitting
+from node.transport.dm.cutter import CHANGE_HEADER, FrameCutter, fitting
 from node.transport.dm.limits import DmLimits, Pacing
 from node.transport.dm.outbox import Outbox, Recipient, Sent, SentReplies
 
-CHANGE_TRAILER = "x-cashu"
+_log = structlog.get_logger()
+
+CHANGE_TRAILER = CHANGE_HEADER
 COST_TRAILER = "x-cost-msat"
 COST_HEADER = "x-routstr-cost-msats"
 TRUNCATED_HEADER = "x-reply-truncated"
@@ -80,6 +84,14 @@ class Channel:
         await self._outbox.post_in_turn(self.recipient, tuple(sent.contents))
         return True
 
+    def fit(self, headers: Mapping[str, str]) -> dict[str, str]:
+        """``headers`` (or trailers) as far as they fit one message; what does not is noted."""
+        fit = fitting(headers)
+        if omitted := headers.keys() - fit.keys():
+            self._outbox.omitted += 1
+            _log.warning("dm_reply_header_omitted", names=sorted(omitted))
+        return fit
+
     def post(self, content: str, *, change: bool = False) -> asyncio.Task[bool]:
         """Send one message of the reply; ``change``: it holds money for the client."""
         if self._sent is not None:
@@ -110,7 +122,8 @@ class FramedReply:
 
     def start(self, status: int, headers: Mapping[str, str], *, live: bool) -> None:
         self._channel.begin()
-        self._cutter = FrameCutter(self._channel.message_id, status, _end_to_end(headers))
+        fit = self._channel.fit(_end_to_end(headers))
+        self._cutter = FrameCutter(self._channel.message_id, status, fit)
         self._gathered.set()
         if live:
             self._timer = asyncio.create_task(self._flush_in_time(self._cutter))
@@ -126,7 +139,7 @@ class FramedReply:
 
     def finish(self, trailers: Mapping[str, str]) -> None:
         self._stop_timer()
-        *frames, final = self._begun().finish(trailers)
+        *frames, final = self._begun().finish(self._channel.fit(trailers))
         for frame in frames:
             self._channel.post(frame)
         self._channel.post(final, change=CHANGE_TRAILER in trailers)
@@ -201,7 +214,7 @@ class PlainReply:
 
     def finish(self, trailers: Mapping[str, str]) -> None:
         self._channel.begin()
-        headers = fitting({**self._headers, **_as_headers(trailers)})
+        headers = self._channel.fit({**self._headers, **_as_headers(trailers)})
         first, *others = build_reply(
             self._channel.message_id, self._status, headers, bytes(self._body)
         )

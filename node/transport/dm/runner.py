@@ -1,4 +1,8 @@
-"""One request, exactly once: the log, the dispatcher, the reply. Nothing here knows a relay."""
+"""One request, exactly once: the log, the dispatcher, the reply. Nothing here knows a relay.
+
+Told to stop (``Request.stop``) a reply ends early but in order, final frame and change included,
+and is kept like any other. To cancel the task is for a node that shuts down: nothing is kept.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +37,9 @@ from node.transport.dm.target import parse_target
 _log = structlog.get_logger()
 _ASK_AGAIN = frozenset({425, 429, 503})
 """Answers that are to be different next time, so they are not kept for replay."""
+_REFUSALS = frozenset({400, 401, 402, 404, 405, 422})
+_ACCOUNT_PATHS = ("/v1/wallet/", "/v1/balance/")
+"""Nothing here costs anything, and nothing here succeeds without a key or a token."""
 
 
 class Handler(Protocol):
@@ -60,7 +67,19 @@ def to_request(sender: str, complete: CompleteRequest) -> Request:
         carriage="nostr",
         peer=sender,
         idempotency_key=key or f"nostr:{sender}:{complete.id}",
+        stop=asyncio.Event(),
     )
+
+
+def counts_as_paid(path: str, status: int, cost: int) -> bool:
+    """Whether an answer is none of those that everyone gets a few of for free.
+
+    Args:
+        cost: msat charged.
+    """
+    if path.startswith(_ACCOUNT_PATHS):
+        return status == 200
+    return cost > 0 and status not in _REFUSALS
 
 
 @dataclass(slots=True)
@@ -86,10 +105,11 @@ class ExchangeRunner:
 
     async def serve(
         self, request: Request, digest: str, channel: Channel, *, replay: bool = True
-    ) -> None:
+    ) -> bool:
         """Answer ``request``; the durable log decides whether it runs or is replayed.
 
-        Raises nothing but CancelledError: what goes wrong becomes an error reply.
+        Returns whether it counts as paid. Raises nothing but CancelledError: what goes wrong
+        becomes an error reply.
 
         Args:
             replay: False for what a relay hands out again on its own: silence when answered.
@@ -100,16 +120,19 @@ class ExchangeRunner:
         except Exception as error:
             _log.error("dm_log_failed", request_id=request.request_id, reason=_name(error))
             self._refuse(InternalError(), request, channel)
-            return
+            return False
         if record.state == "conflict":
             self._refuse(IdempotencyConflict(), request, channel)
-        elif record.state == "done" and record.reply is not None:
+            return False
+        if record.state == "done" and record.reply is not None:
+            reply = record.reply
             if replay:
-                await self._replay(record.reply, channel)
-        else:
-            # "started" and not running here: the node stopped meanwhile. The services know the
-            # idempotency key and do not charge twice.
-            await self._run(request, channel)
+                await self._replay(reply, channel)
+            cost = reply.trailers.get(COST_TRAILER, "0")
+            return counts_as_paid(request.path, reply.status, int(cost))
+        # "started" and not running here: the node stopped meanwhile. The services know the
+        # idempotency key and do not charge twice.
+        return await self._run(request, channel)
 
     def _refuse(self, error: NodeError, request: Request, channel: Channel) -> None:
         for content in error_contents(
@@ -125,7 +148,7 @@ class ExchangeRunner:
         await writer.write(reply.body)
         writer.finish(reply.trailers)
 
-    async def _run(self, request: Request, channel: Channel) -> None:
+    async def _run(self, request: Request, channel: Channel) -> bool:
         progress = Progress(
             channel.message_id,
             self._writer(channel),
@@ -147,6 +170,8 @@ class ExchangeRunner:
                 where=_place(error),
             )
             await self._break_off(request, progress)
+        status, cost = progress.transcript.status, progress.receipt.cost or 0
+        return counts_as_paid(request.path, status, cost)
 
     async def _consume(self, request: Request, progress: Progress) -> None:
         events = self._dispatcher.handle(request)

@@ -23,6 +23,7 @@ from discovery.nostr.event import Event, Rumor
 from discovery.nostr.giftwrap import EPHEMERAL_GIFT_WRAP, GIFT_WRAP, MAX_BACKDATE_S, unwrap
 from discovery.nostr.keys import Keys
 from discovery.nostr.pool import RelayPool, Subscription
+from node.core.exchange import Request
 from node.errors import (
     IdempotencyConflict,
     InvalidValue,
@@ -40,9 +41,9 @@ from node.transport.dm.codec import (
     RequestPart,
     parse_request,
 )
-from node.transport.dm.gate import Gate
+from node.transport.dm.gate import Gate, Ticket
 from node.transport.dm.limits import DmLimits, Pacing
-from node.transport.dm.outbox import Outbox, Recipient, SentReplies
+from node.transport.dm.outbox import Outbox, Recipient, SentReplies, recipient_of
 from node.transport.dm.reply import Channel, error_contents
 from node.transport.dm.runner import ExchangeRunner, Handler, to_request
 
@@ -56,7 +57,6 @@ _SETTLED_S = 300
 _RESUBSCRIBE_S = 1.0
 _MAX_FAILED = 4096
 _CANCEL_S = 5.0
-_PAYMENT_HEADERS = ("authorization", "x-cashu")
 
 _Key = tuple[str, str]
 
@@ -65,7 +65,7 @@ _Key = tuple[str, str]
 class _Running:
     digest: str
     channel: Channel
-    task: asyncio.Task[None]
+    request: Request
 
 
 class DmServer:
@@ -126,6 +126,11 @@ class DmServer:
     def undelivered(self) -> int:
         """Reply messages that no relay took."""
         return self._outbox.undelivered
+
+    @property
+    def omitted(self) -> int:
+        """Replies of which a header was too large to send."""
+        return self._outbox.omitted
 
     async def start(self) -> None:
         """Subscribe and begin to serve."""
@@ -254,9 +259,9 @@ class DmServer:
                 self._send_again(key, message.seqs)
             case Cancel():
                 running = self._running.get(key)
-                if running is not None:
+                if running is not None and running.request.stop is not None:
                     self.counts["cancelled"] += 1
-                    running.task.cancel()
+                    running.request.stop.set()
 
     def _malformed(self, kind: int, rumor: Rumor, bad: BadMessage) -> None:
         self.counts["malformed"] += 1
@@ -265,7 +270,7 @@ class DmServer:
         key = (rumor.pubkey, bad.id)
         if key not in self._failed:
             self._note_failed(key)
-            recipient = self._recipient(rumor.pubkey, kind)
+            recipient = recipient_of(rumor.pubkey, kind)
             self._refuse(recipient, bad.id, bad.error, frames=bad.frames)
 
     def _is_fresh(self, kind: int, created_at: int, expires: int | None) -> bool:
@@ -283,7 +288,7 @@ class DmServer:
             self.counts["rest_of_failed"] += 1
             return
         self._failed.pop(key, None)
-        recipient = self._recipient(key[0], kind, part.relays, part.wrap)
+        recipient = recipient_of(key[0], kind, part.head, part.relays, part.wrap)
         self._waiting.pop(key, None)
         try:
             if part.expires is not None and part.expires > created_at + self._max_lifetime_s:
@@ -292,6 +297,7 @@ class DmServer:
             if complete is None:
                 self._waiting[key] = recipient
                 return
+            recipient = recipient_of(key[0], kind, complete.head, complete.relays, complete.wrap)
             # Relays hand out stored wraps again and again: what was answered then stays answered.
             old = kind == GIFT_WRAP and created_at < self._settled_before
             self._accept(key, complete, recipient, replay=not old)
@@ -321,7 +327,7 @@ class DmServer:
             running.channel.readdress(recipient)
             self._send_again(key, None)
             return
-        self._admit(key[0], complete)
+        ticket = self._admit(key[0])
         channel = Channel(
             complete.id,
             recipient,
@@ -332,17 +338,23 @@ class DmServer:
             steady=time.monotonic,
         )
         self.counts["requests"] += 1
-        task = self._spawn(self._runner.serve(request, digest, channel, replay=replay))
-        self._running[key] = _Running(digest, channel, task)
+        self._running[key] = running = _Running(digest, channel, request)
+        task = self._spawn(self._serve(running, ticket, replay=replay))
         task.add_done_callback(lambda _: self._running.pop(key, None))
 
-    def _admit(self, sender: str, complete: CompleteRequest) -> None:
+    async def _serve(self, running: _Running, ticket: Ticket, *, replay: bool) -> None:
+        paid = await self._runner.serve(
+            running.request, running.digest, running.channel, replay=replay
+        )
+        if paid:
+            self._gate.paid(ticket, time.monotonic())
+
+    def _admit(self, sender: str) -> Ticket:
         if self._draining:
             raise ServerDraining(retry_after_s=5)
-        self._gate.admit(
+        return self._gate.admit(
             sender,
             time.monotonic(),
-            paying=not complete.head.headers.keys().isdisjoint(_PAYMENT_HEADERS),
             running=len(self._running),
             of_sender=sum(1 for other, _ in self._running if other == sender),
         )
@@ -374,17 +386,6 @@ class DmServer:
             return
         for content in error_contents(error, message_id, uuid4().hex, frames=frames):
             self._outbox.post(recipient, content)
-
-    def _recipient(
-        self, sender: str, kind: int, relays: tuple[str, ...] = (), wrap: tuple[int, ...] = ()
-    ) -> Recipient:
-        """Answers go the way the request came, unless the client takes only the other kind."""
-        return Recipient(
-            pubkey=sender,
-            kind=kind if not wrap or kind in wrap else wrap[0],
-            relays=relays,
-            takes_stored=not wrap or GIFT_WRAP in wrap,
-        )
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import uuid
 
 from aiohttp import web
-from aiohttp.http_exceptions import ContentEncodingError
-from aiohttp.web_protocol import RequestPayloadError
 
 from node.core.exchange import Request
-from node.errors import InvalidValue, RequestIncomplete, RequestTooLarge, UnsupportedMedia
+from node.errors import InvalidValue
+from node.transport.http.body import BodyLimits, BudgetShare, read_body
 
 HEADERS = frozenset(
-    {"content-type", "accept", "authorization", "x-cashu", "x-cashu-change", "idempotency-key"}
+    {
+        "content-type",
+        "accept",
+        "authorization",
+        "x-cashu",
+        "x-cashu-change",
+        "idempotency-key",
+        "if-none-match",
+    }
 )
 """The headers that mean something here. Nothing else goes further than this file."""
-_ENCODINGS = frozenset({"", "identity", "gzip", "deflate"})
 MAX_IDEMPOTENCY_KEY_CHARS = 255
 _SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,100}")
 
@@ -29,14 +34,11 @@ def request_id(request: web.BaseRequest) -> str:
 
 
 async def decode(
-    request: web.BaseRequest, id_: str, *, max_body_bytes: int, body_timeout_s: float
+    request: web.BaseRequest, id_: str, limits: BodyLimits, share: BudgetShare
 ) -> Request:
-    """Read the whole request.
+    """Read the whole request; ``share`` must last as long as the request's body is needed.
 
-    Raises:
-        InvalidValue, UnsupportedMedia: a header or the body's encoding.
-        RequestTooLarge: the body, counted after decompression.
-        RequestIncomplete: the body did not arrive within ``body_timeout_s``.
+    Raises InvalidValue for a header or the path, and what ``read_body`` raises.
     """
     headers = _headers(request)
     path = request.path
@@ -51,7 +53,7 @@ async def decode(
         method=request.method,
         path=path,
         headers=headers,
-        body=await _body(request, max_body_bytes, body_timeout_s),
+        body=await read_body(request, limits, share),
         query=query,
         carriage="http",
         peer=request.remote or "",
@@ -81,32 +83,3 @@ def _idempotency_key(headers: dict[str, str]) -> str | None:
             param="idempotency-key",
         )
     return key
-
-
-def check_body_headers(request: web.BaseRequest, max_body_bytes: int) -> None:
-    """Refuse by the headers alone what must not be read. Raises RequestTooLarge and
-    UnsupportedMedia."""
-    if (request.content_length or 0) > max_body_bytes:
-        raise RequestTooLarge(f"the body may have {max_body_bytes} bytes")
-    encoding = request.headers.get("Content-Encoding", "").strip().lower()
-    if encoding not in _ENCODINGS:
-        raise UnsupportedMedia("a body may be sent plain or as gzip or deflate")
-
-
-async def _body(request: web.BaseRequest, max_body_bytes: int, timeout_s: float) -> bytes:
-    check_body_headers(request, max_body_bytes)
-    content = request.content
-    if content.at_eof():
-        return b""
-    body = bytearray()
-    try:
-        async with asyncio.timeout(timeout_s):
-            while data := await content.readany():
-                if len(body) + len(data) > max_body_bytes:
-                    raise RequestTooLarge(f"the body may have {max_body_bytes} bytes")
-                body += data
-    except TimeoutError:
-        raise RequestIncomplete("the body did not arrive in time") from None
-    except (RequestPayloadError, ContentEncodingError, web.PayloadAccessError):
-        raise InvalidValue("the body cannot be decoded") from None
-    return bytes(body)

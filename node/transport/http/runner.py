@@ -111,6 +111,7 @@ class HttpServer:
             max_line_size=self._max_header_bytes,
             max_field_size=self._max_header_bytes,
             lingering_time=LINGER_S,
+            auto_decompress=False,  # see ``body``: inflated when it is whole, and counted
             access_log=None,
         )
 

@@ -9,16 +9,23 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping
 from typing import Protocol
 
-from aiohttp import HttpVersion11, web
+from aiohttp import HttpVersion10, HttpVersion11, web
 
-from node.core.exchange import ReplyEvent, Request
+from node.core.exchange import Receipt, ReplyEvent, Request
+from node.core.money import Msat
 from node.errors import InvalidValue, MethodNotAllowed, NodeError, NotFound
-from node.transport.http.decode import check_body_headers, decode, request_id
+from node.transport.http import cors
+from node.transport.http.body import (
+    BODY_TIMEOUT_S,
+    MAX_ANONYMOUS_BODY_BYTES,
+    MAX_BODY_BYTES,
+    MAX_BUFFERED_BYTES,
+    BodyBudget,
+    BodyLimits,
+)
+from node.transport.http.decode import decode, request_id
 from node.transport.http.encode import error_response, json_response, respond
 
-MAX_BODY_BYTES = 32 << 20
-"""Room for a few photographs in base64."""
-BODY_TIMEOUT_S = 60.0
 WRITE_TIMEOUT_S = 60.0
 """How long one piece of a live answer may wait for a client that does not read."""
 
@@ -27,6 +34,8 @@ class Dispatcher(Protocol):
     """What answers; see ``service.dispatch``."""
 
     def handle(self, request: Request) -> AsyncGenerator[ReplyEvent, None]: ...
+
+    def is_paid(self, method: str, path: str) -> bool: ...
 
 
 class HealthReport(Protocol):
@@ -40,12 +49,17 @@ def create_app(
     *,
     health: HealthReport,
     max_body_bytes: int = MAX_BODY_BYTES,
+    max_anonymous_body_bytes: int = MAX_ANONYMOUS_BODY_BYTES,
+    max_buffered_bytes: int = MAX_BUFFERED_BYTES,
     body_timeout_s: float = BODY_TIMEOUT_S,
     write_timeout_s: float = WRITE_TIMEOUT_S,
 ) -> web.Application:
     """The application; ``runner.HttpServer`` serves it with the limits of the protocol."""
-    handler = _Handler(dispatcher, health, max_body_bytes, body_timeout_s, write_timeout_s)
+    limits = BodyLimits(max_body_bytes, max_anonymous_body_bytes, body_timeout_s)
+    budget = BodyBudget(max_buffered_bytes)
+    handler = _Handler(dispatcher, health, limits, budget, write_timeout_s)
     app = web.Application(client_max_size=max_body_bytes)
+    app.on_response_prepare.append(cors.add_headers)
     app.router.add_route("*", "/{path:.*}", handler.handle, expect_handler=handler.expect)
     return app
 
@@ -55,31 +69,34 @@ class _Handler:
         self,
         dispatcher: Dispatcher,
         health: HealthReport,
-        max_body_bytes: int,
-        body_timeout_s: float,
+        limits: BodyLimits,
+        budget: BodyBudget,
         write_timeout_s: float,
     ) -> None:
         self._dispatcher = dispatcher
         self._health = health
-        self._max_body_bytes = max_body_bytes
-        self._body_timeout_s = body_timeout_s
+        self._limits = limits
+        self._budget = budget
         self._write_timeout_s = write_timeout_s
 
     async def handle(self, http_request: web.Request) -> web.StreamResponse:
         id_ = request_id(http_request)
         try:
+            if http_request.version < HttpVersion10:
+                raise InvalidValue("this is not a valid HTTP request")
             if http_request.path.startswith("/health/"):
                 return await self._answer_health(http_request, id_)
-            request = await decode(
-                http_request,
-                id_,
-                max_body_bytes=self._max_body_bytes,
-                body_timeout_s=self._body_timeout_s,
-            )
+            if http_request.method == "OPTIONS" and cors.is_open(http_request):
+                return cors.preflight(id_)
+            with self._budget.share() as share:
+                request = await decode(http_request, id_, self._limits, share)
+                events = self._dispatcher.handle(request)
+                return await respond(
+                    http_request, events, id_, write_timeout_s=self._write_timeout_s
+                )
         except NodeError as error:
-            return error_response(error, id_)
-        events = self._dispatcher.handle(request)
-        return await respond(http_request, events, id_, write_timeout_s=self._write_timeout_s)
+            paid = self._dispatcher.is_paid(http_request.method, http_request.path)
+            return error_response(error, id_, Receipt(cost=Msat(0)) if paid else None)
 
     async def expect(self, http_request: web.Request) -> web.StreamResponse | None:
         """Answer ``Expect`` before the body is sent: go on, or why not."""
@@ -88,7 +105,7 @@ class _Handler:
         try:
             if http_request.headers.get("Expect", "").lower() != "100-continue":
                 raise InvalidValue("only 100-continue can be expected here", param="expect")
-            check_body_headers(http_request, self._max_body_bytes)
+            self._limits.check_headers(http_request)
         except NodeError as error:
             response = error_response(error, request_id(http_request))
             response.force_close()
@@ -101,7 +118,7 @@ class _Handler:
         if http_request.path not in ("/health/live", "/health/ready"):
             raise NotFound
         if http_request.method not in ("GET", "HEAD"):
-            raise MethodNotAllowed
+            raise MethodNotAllowed(allow=("GET", "HEAD"))
         checks: Mapping[str, str] = {}
         if http_request.path == "/health/live":
             ok = self._health.live()

@@ -12,8 +12,10 @@ from node.errors import (
     IdempotencyConflict,
     InsufficientBalance,
     InternalError,
+    MethodNotAllowed,
     MintUnreachable,
     NodeError,
+    Pending,
     RateLimitExceeded,
     UpstreamFailed,
 )
@@ -71,7 +73,9 @@ def test_codes_are_snake_case_and_statuses_are_errors(code: str) -> None:
 
 def test_retry_hints() -> None:
     assert RateLimitExceeded(retry_after_s=7).headers() == {"retry-after": "7"}
-    assert MintUnreachable(retry_after_s=0).headers() == {"retry-after": "0"}
+    hints = {"retry-after": "0", "x-should-retry": "true"}
+    for asked_again in (MintUnreachable, Pending):
+        assert asked_again(retry_after_s=0).headers() == hints
     for error in (UpstreamFailed, IdempotencyConflict, InternalError):
         assert error().headers() == {"x-should-retry": "false"}
 
@@ -81,6 +85,11 @@ def test_a_402_names_the_payment_request() -> None:
     assert "x-cashu" not in error.headers()
     error.payment_request = "creqA1"
     assert error.headers()["x-cashu"] == "creqA1"
+
+
+def test_a_405_names_the_methods() -> None:
+    assert "allow" not in MethodNotAllowed().headers()
+    assert MethodNotAllowed(allow=["POST", "GET"]).headers()["allow"] == "GET, POST"
 
 
 def test_two_errors_cannot_share_a_code() -> None:

@@ -23,7 +23,7 @@ from discovery.nostr.event import Event
 from discovery.nostr.keys import Keys
 from discovery.nostr.pool import RelayPool
 from discovery.probe import ProbeResult
-from discovery.registry import Registry, Trust
+from discovery.registry import Entry, Registry, Trust
 from discovery.schedule import Schedule
 
 NOW = 1_790_000_000
@@ -296,9 +296,23 @@ def test_another_url_has_to_be_proven_anew(registry: Registry) -> None:
 
 
 def _trust(registry: Registry) -> Trust:
+    return _entry(registry).trust
+
+
+def _entry(registry: Registry) -> Entry:
     entry = registry.get(address(A))
     assert entry is not None
-    return entry.trust
+    return entry
+
+
+def test_first_seen_stays_until_the_name_changes(registry: Registry, clock: Clock) -> None:
+    registry.offer(provider(A, name="honest"))
+    clock.now += 100
+    registry.offer(provider(A, NOW + 1, name="honest", url="https://moved.example"))
+    assert _entry(registry).first_seen == NOW
+    # Who was long known by another name has not owned this one any longer for it.
+    registry.offer(provider(A, NOW + 2, name="famous"))
+    assert _entry(registry).first_seen == NOW + 100
 
 
 def test_schedule_gives_what_is_due_and_prefers() -> None:
@@ -479,6 +493,29 @@ async def test_moving_to_another_url_loses_the_proof_at_once(clock: Clock) -> No
         probes.gate.set()
         await until(directory, has_status(A, "online"))
         assert not directory.snapshot().providers[0].verified
+
+
+async def test_of_a_verified_node_only_proven_urls_are_to_be_used(clock: Clock) -> None:
+    own, stolen, onion = "https://own.example", "https://victim.example", "http://x.onion"
+    urls = (own, stolen, onion)
+    event = build_provider_event(
+        A, Announcement(pubkey=A.pubkey, d="d", urls=urls, created_at=NOW, expires_at=NOW + 1_000)
+    )
+    probes = Probes()
+    probes.results[A.pubkey] = ProbeResult(True, True, 7, verified_urls=(own,))
+    directory = make(probes, clock)
+    async with running(directory):
+        probes.gate.clear()
+        directory.offer(event)
+        await until(directory, lambda s: find(s, A))
+        (before,) = directory.snapshot().providers
+        assert set(before.endpoint_urls) == set(before.unverified_urls) == set(urls)
+        probes.gate.set()
+        await until(directory, is_verified(A))
+    (after,) = directory.snapshot().providers
+    assert (after.endpoint_url, after.endpoint_urls) == (own, (own,))
+    assert set(after.unverified_urls) == {stolen, onion}
+    assert after.first_seen == NOW
 
 
 async def test_a_broken_probe_does_not_end_the_directory(clock: Clock) -> None:

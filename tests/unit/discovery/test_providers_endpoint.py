@@ -4,6 +4,7 @@ the parameter that is wrong."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -111,6 +112,7 @@ def test_an_item_has_every_field_of_the_contract() -> None:
         "endpoint_url": "https://a.example",
         "endpoint_urls": ["https://a.example"],
         "verified_urls": ["https://a.example"],
+        "unverified_urls": [],
         "mint_urls": ["https://mint.example"],
         "relays": ["wss://relay.example"],
         "transports": ["http", "nostr"],
@@ -152,6 +154,32 @@ def test_a_provider_is_found_by_key_and_the_true_one_by_name() -> None:
     for unknown in ("", "nobody", Keys.generate().npub, "../a", "npub1junk"):
         with pytest.raises(NotFound):
             get_provider(ALL, unknown)
+
+
+def test_of_several_equally_trusted_the_first_seen_owns_the_name() -> None:
+    late, early, later = sorted(
+        (make("twin", said={"urls": (f"https://{n}.example",)}) for n in "xyz"),
+        key=lambda p: p.rank,
+    )
+    first = replace(early, first_seen=5.0, status="offline")
+    squatter = make("twin", verified=False, verified_urls=(), first_seen=1.0)
+    rivals = (replace(late, first_seen=9.0), replace(later, first_seen=9.0))
+    detail = get_provider(snapshot(first, squatter, *rivals), "twin")
+    assert (detail["pubkey"], detail["ambiguous"]) == (first.pubkey, True)
+    assert set(detail["others"]) == {late.npub, later.npub}
+    # asked for by key, or alone in its trust, there is no doubt
+    for key, known in ((late.npub, (first, *rivals)), ("twin", (first, squatter))):
+        detail = get_provider(snapshot(*known), key)
+        assert (detail["ambiguous"], detail["others"]) == (False, [])
+
+
+def test_two_nodes_of_one_key_are_no_rivals() -> None:
+    one = make("same", first_seen=1.0, status="offline")
+    two = replace(
+        one, first_seen=2.0, status="online", announcement=replace(one.announcement, d="e")
+    )
+    detail = get_provider(snapshot(one, two), "same")
+    assert (detail["id"], detail["ambiguous"]) == ("e", False)
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from node.core.accounts import HoldRequest
+from node.core.accounts import HoldRequest, key_hash
 from node.core.money import Msat
 from node.core.pricing import Price
 from node.core.usage import Usage
 from node.errors import InsufficientBalance, Interrupted, InvalidApiKey, Pending
-from node.ledger.accounts import SqliteLedger, key_hash
+from node.ledger.accounts import SqliteLedger
 from node.ledger.books import Book, account_discrepancies, sum_books, transfer
 from node.ledger.database import Database
 
@@ -48,7 +48,7 @@ async def ledger(database: Database) -> SqliteLedger:
 
 
 def request(max_cost: int, key: str | None = None) -> HoldRequest:
-    return HoldRequest("request", key, "model", PRICE, Msat(max_cost))
+    return HoldRequest("request", key, "digest", "model", PRICE, Msat(max_cost))
 
 
 async def test_keys_are_found_by_their_hash_only(ledger: SqliteLedger) -> None:

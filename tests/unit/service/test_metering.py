@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import tracemalloc
 from typing import Any
 
 import orjson
@@ -23,6 +24,7 @@ from node.errors import (
     ModelNotFound,
     UpstreamFailed,
 )
+from node.service.estimate import PromptEstimate, _add_json
 from node.service.metering import (
     BodyMeter,
     PreparedCall,
@@ -109,7 +111,7 @@ def test_change_in_the_stream_is_asked_for_by_a_header() -> None:
     assert not prepare_chat(request(body), CATALOG).change_in_stream
 
 
-DEEP = b'{"model":"m","messages":' + b"[" * 200_000 + b"]" * 200_000 + b"}"
+DEEP = b'{"model":"m","messages":' + b"[" * 50_000 + b"]" * 50_000 + b"}"
 DEEP_UNKNOWN = (
     b'{"model":"m","messages":[{"role":"user","content":"x"}],"temperature":'
     + b"[" * 500
@@ -240,6 +242,31 @@ def test_the_bound_is_never_below_the_count(
     call = prepare(**document)
     if call.max_prompt_tokens < MODEL.context_length:
         assert rendered_bytes(document) <= call.max_prompt_tokens
+
+
+@given(JSON_VALUES.map(lambda value: [value]) | st.dictionaries(st.text(max_size=9), JSON_VALUES))
+def test_a_layout_is_counted_as_it_would_be_printed(value: Any) -> None:
+    empty = prepare(response_format=[]).max_prompt_tokens - 2
+    printed = json.dumps(value, indent=4)
+    assert prepare(response_format=value).max_prompt_tokens - empty >= len(printed)
+    if printed.isascii() and "\\u" not in printed:
+        assert prepare(response_format=value).max_prompt_tokens - empty == len(printed)
+
+
+def test_deep_items_are_counted_without_being_printed() -> None:
+    """Printed with an indent, 90,000 items at depth 240 are 90 MB."""
+    depth, items = 240, 90_000
+    value: list[Any] = list(range(items))
+    for _ in range(depth - 1):
+        value = [value]
+    tracemalloc.start()
+    try:
+        _add_json(estimate := PromptEstimate(bound=0), value)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert estimate.bound > items * depth * 4
+    assert peak < 30 << 20
 
 
 def test_more_text_means_a_higher_bound() -> None:

@@ -295,6 +295,16 @@ def test_header_too_large_for_any_event_is_left_out() -> None:
     assert fitting({"b": "x" * 30_000, "a": "1", "c": "2"}) == {"a": "1", "c": "2"}
 
 
+def test_change_too_large_for_any_event_leaves_a_note() -> None:
+    note = {"x-cashu-omitted": "too-large"}
+    assert fitting({"a": "1", "x-cashu": "x" * 30_000}) == {"a": "1", **note}
+    # Whatever stands beside it, a note that is there stays there.
+    crowd = {f"h{number}": "y" * 1_000 for number in range(30)}
+    once = fitting({"x-cashu": "x" * 1_100, **crowd})
+    assert once["x-cashu-omitted"] == "too-large"
+    assert fitting(once) == once
+
+
 # ------------------------------------------------------------------ replies
 
 

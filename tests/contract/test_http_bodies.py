@@ -1,0 +1,230 @@
+"""No client fills the node's memory with bodies, and no body is taken that did not come whole."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import logging
+import zlib
+from collections.abc import AsyncGenerator, AsyncIterator
+
+import aiohttp
+import pytest
+
+from node.core.exchange import Receipt, ReplyEvent, Request, Started
+from node.transport.http.body import MAX_ANONYMOUS_BODY_BYTES
+from tests.fakes.http_node import AUTH, HEAD, MIB, Node, assert_error, parts, running, wait
+
+CLOSE = b"Connection: close\r\n"
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[Node]:
+    async with running() as node:
+        yield node
+
+
+def sized(body: bytes, *headers: bytes) -> bytes:
+    return HEAD + CLOSE + b"".join(headers) + b"Content-Length: %d\r\n\r\n" % len(body) + body
+
+
+def encoded(encoding: bytes) -> bytes:
+    return b"Content-Encoding: " + encoding + b"\r\n"
+
+
+# --- without credentials
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding"),
+    [
+        (b"x" * (MAX_ANONYMOUS_BODY_BYTES + 1), b"identity"),
+        (gzip.compress(b"x" * (MAX_ANONYMOUS_BODY_BYTES + 1)), b"gzip"),
+    ],
+)
+@pytest.mark.parametrize("credentials", [b"", b"Authorization:\r\n", b"X-Cashu: \r\n"])
+async def test_a_stranger_may_send_little(
+    node: Node, body: bytes, encoding: bytes, credentials: bytes
+) -> None:
+    answer = await node.raw(sized(body, encoded(encoding), credentials))
+    assert_error(answer, 413, "request_too_large")
+    assert b"Authorization" in parts(answer)[2]
+    assert node.dispatcher.requests == []
+
+
+@pytest.mark.parametrize("header", [AUTH, b"X-Cashu: cashuBx\r\n"])
+async def test_who_has_credentials_may_send_more(node: Node, header: bytes) -> None:
+    body = b"x" * (MAX_ANONYMOUS_BODY_BYTES + 1)
+    assert parts(await node.raw(sized(body, header)))[0] == 200
+
+
+async def test_a_token_fits_into_an_anonymous_body(node: Node) -> None:
+    assert parts(await node.raw(sized(b"x" * MAX_ANONYMOUS_BODY_BYTES)))[0] == 200
+
+
+async def test_the_bound_of_a_stranger_is_told_before_the_body(node: Node) -> None:
+    reader, writer = await node.connect()
+    writer.write(HEAD + b"Expect: 100-continue\r\nContent-Length: 300000\r\n\r\n")
+    assert_error(await reader.readuntil(b'"}'), 413, "request_too_large")
+    writer.close()
+
+
+# --- all together
+
+
+def endless(began: asyncio.Event, go_on: asyncio.Event) -> object:
+    async def script(_: Request) -> AsyncGenerator[ReplyEvent, None]:
+        began.set()
+        await go_on.wait()
+        yield Started(200, {})
+        yield Receipt()
+
+    return script
+
+
+async def test_bodies_of_running_requests_share_one_budget() -> None:
+    """The second does not fit beside the first; it does once the first is done."""
+    began, go_on = asyncio.Event(), asyncio.Event()
+    async with running(max_buffered_bytes=MIB) as node, aiohttp.ClientSession() as client:
+        node.dispatcher.script = endless(began, go_on)  # type: ignore[assignment]
+        headers = {"Authorization": "Bearer sk-x"}
+        body = b"x" * (600 << 10)
+        first = asyncio.create_task(client.post(node.url, data=body, headers=headers))
+        await wait(began)
+        for encoding, data in {"identity": body, "gzip": gzip.compress(body)}.items():
+            packed = {**headers, "Content-Encoding": encoding}
+            async with client.post(node.url, data=data, headers=packed) as second:
+                assert second.status == 429
+                assert (await second.json())["error"]["code"] == "rate_limit_exceeded"
+                assert int(second.headers["Retry-After"]) > 0
+        assert len(node.dispatcher.requests) == 1
+        go_on.set()
+        assert (await first).status == 200
+        for _ in range(3):  # nothing that was refused or answered is still counted
+            async with client.post(node.url, data=body, headers=headers) as third:
+                assert third.status == 200
+
+
+@pytest.mark.parametrize("end", ["hang up", "time out"])
+async def test_a_body_that_never_ends_gives_its_bytes_back(end: str) -> None:
+    timeout_s = 0.2 if end == "time out" else 60.0
+    async with running(max_buffered_bytes=MIB, body_timeout_s=timeout_s) as node:
+        reader, writer = await node.connect()
+        head = HEAD + AUTH + b"Content-Length: %d\r\n\r\n" % MIB
+        writer.write(head + b"x" * (MIB - 1))
+        await writer.drain()
+        if end == "time out":
+            assert_error(await reader.readuntil(b'"}'), 408, "request_incomplete")
+            writer.close()
+        else:
+            await no_room(node)
+            writer.transport.abort()
+        async with asyncio.timeout(10):
+            while parts(await node.raw(sized(b"x" * MIB, AUTH)))[0] != 200:
+                await asyncio.sleep(0.02)
+
+
+async def no_room(node: Node) -> None:
+    """Returns when the budget is used up."""
+    async with asyncio.timeout(10):
+        while parts(await node.raw(sized(b"xy", AUTH)))[0] != 429:
+            await asyncio.sleep(0.02)
+
+
+async def test_a_withheld_last_byte_holds_no_more_than_was_sent() -> None:
+    """A megabyte in a kilobyte of gzip counts as a kilobyte until it has come whole."""
+    async with running(max_buffered_bytes=2 * MIB) as node:
+        packed = gzip.compress(b"x" * MIB)
+        head = HEAD + AUTH + encoded(b"gzip") + b"Content-Length: %d\r\n\r\n" % len(packed)
+        withheld = [await node.connect() for _ in range(20)]
+        for _, writer in withheld:
+            writer.write(head + packed[:-1])
+            await writer.drain()
+        assert parts(await node.raw(sized(packed, AUTH, encoded(b"gzip"))))[0] == 200
+        for reader, writer in withheld:
+            writer.write(packed[-1:])
+            assert (await reader.readline()).split()[1] == b"200"
+            writer.close()
+        assert {len(request.body) for request in node.dispatcher.requests} == {MIB}
+
+
+# --- compression
+
+
+ONE = b"hello " * 1000
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body"),
+    [
+        (b"gzip", gzip.compress(ONE)),
+        (b"GZip", gzip.compress(ONE)),
+        (b"deflate", zlib.compress(ONE)),
+        (b"deflate", zlib.compress(ONE, wbits=-15)),
+        (b"gzip", gzip.compress(b"")),
+        (b"gzip", gzip.compress(bytes(range(256)) * 3000, 0)),  # many pieces to feed
+        (b"gzip", gzip.compress(b"x" * MIB)),  # ends with a piece of output
+    ],
+)
+async def test_a_compressed_body_is_inflated(node: Node, encoding: bytes, body: bytes) -> None:
+    answer = await node.raw(sized(body, AUTH, encoded(encoding)))
+    assert parts(answer)[0] == 200
+    wbits = 31 if encoding.lower() == b"gzip" else 15 if body[0] & 15 == 8 else -15
+    assert node.dispatcher.requests[0].body == zlib.decompress(body, wbits)
+
+
+@pytest.mark.parametrize("cut", [1, 4, 8, 9, 20])
+@pytest.mark.parametrize("encoding", [b"gzip", b"deflate"])
+async def test_a_truncated_compressed_body_is_refused(
+    node: Node, encoding: bytes, cut: int
+) -> None:
+    """Also when only the trailer, which holds the checksum, is missing."""
+    body = gzip.compress(ONE) if encoding == b"gzip" else zlib.compress(ONE)
+    answer = await node.raw(sized(body[:-cut], encoded(encoding)))
+    assert_error(answer, 400, "invalid_value")
+    assert node.dispatcher.requests == []
+
+
+async def test_what_is_not_as_it_was_compressed_is_refused(node: Node) -> None:
+    body = gzip.compress(ONE)
+    wrong_checksum = body[:-8] + bytes([body[-8] ^ 1]) + body[-7:]
+    for bad in (wrong_checksum, body + b"x", body + body, body + b"\0" * 100_000):
+        assert_error(await node.raw(sized(bad, encoded(b"gzip"))), 400, "invalid_value")
+    assert node.dispatcher.requests == []
+
+
+# --- the log
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        sized(b"xy", encoded(b"zstd")),
+        sized(b"xy", encoded(b"br")),
+        sized(b"this is not gzip at all", encoded(b"gzip")),
+        sized(b"this is not gzip at all", encoded(b"deflate")),
+        HEAD + encoded(b"gzip") + encoded(b"gzip") + b"Content-Length: 2\r\n\r\nxy",
+        HEAD + encoded(b"zstd") + b"Transfer-Encoding: chunked\r\n\r\n5\r\nabcdeXX\r\n",
+        HEAD + encoded(b"zstd") + b"Transfer-Encoding: chunked\r\n\r\n5\r\nab",
+        HEAD + encoded(b"zstd") + b"Transfer-Encoding: chunked\r\n\r\nnot a size\r\n",
+    ],
+)
+@pytest.mark.parametrize("later", [False, True])
+async def test_a_body_that_is_refused_leaves_no_error_in_the_log(
+    node: Node, request_: bytes, later: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    head, blank, body = request_.partition(b"\r\n\r\n")
+    reader, writer = await node.connect()
+    with caplog.at_level(logging.WARNING):
+        writer.write(head + blank + (b"" if later else body))
+        if later:  # the answer is given before the body is there
+            await asyncio.sleep(0.05)
+            writer.write(body)
+        status = int((await reader.readline()).split()[1])
+        writer.write_eof()
+        async with asyncio.timeout(10):
+            await reader.read()
+        writer.close()
+    assert status in (400, 415)
+    assert caplog.records == []
+    assert node.dispatcher.requests == []

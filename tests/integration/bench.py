@@ -1,0 +1,69 @@
+"""A wallet over a real database, opened and reopened as after a crash."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from node.core.accounts import NewAccount
+from node.core.money import Msat
+from node.core.pricing import Price
+from node.demo.purse import Purse
+from node.ecash.token import parse_token, serialize_token
+from node.ecash.wallet import Wallet
+from node.ledger.accounts import SqliteLedger
+from node.ledger.books import Books, account_discrepancies, sum_books
+from node.ledger.database import Database
+from node.ledger.wallet import SqliteWalletStore
+
+PRICE = Price(Msat(1_000_000), Msat(2_000_000))
+
+
+@dataclass
+class Bench:
+    """A wallet over a real database, and what it takes to look inside."""
+
+    database: Database
+    ledger: SqliteLedger
+    store: SqliteWalletStore
+    wallet: Wallet
+
+    async def books(self) -> Books:
+        """The books, checked."""
+        assert await self.database.read(account_discrepancies) == []
+        books = await self.database.read(sum_books)
+        assert books.problems() == []
+        return books
+
+
+OpenBench = Callable[..., Awaitable[Bench]]
+
+
+def new_account(name: str) -> NewAccount:
+    """An account whose key's hash is ``name``."""
+    return NewAccount("key", {name: "spend"})
+
+
+async def fill_with_one_coin(bench: Bench, client: Purse, url: str, amount: int) -> int:
+    """An account of ``amount`` (a power of two) whose only coin in the inventory is one big one.
+
+    Small coins are given out first, so that the next issue needs a swap.
+    """
+    token = serialize_token(url, "sat", parse_token(await client.fund(amount)).proofs)
+    other = serialize_token(url, "sat", parse_token(await client.fund(amount * 2 - 1)).proofs)
+    account = (await bench.wallet.receive(token, new_account("big"))).account_id
+    waste = (await bench.wallet.receive(other, new_account("waste"))).account_id
+    while True:
+        stock = {
+            row["amount"]: row["n"]
+            for row in await bench.database.read(
+                lambda conn: conn.execute(
+                    "SELECT amount, COUNT(*) AS n FROM proofs WHERE state = 'unspent'"
+                    " GROUP BY amount"
+                ).fetchall()
+            )
+        }
+        small = [d for d in stock if d < amount // 2]
+        if not small:
+            return account
+        await bench.wallet.issue(waste, Msat(small[0] * 1000))
