@@ -45,7 +45,7 @@ from node.ops.logging import configure
 from node.service.accounts import Accounts
 from node.service.dispatch import Dispatcher
 from node.service.endpoints.wallet import WalletEndpoints
-from node.service.payers import Payer, choose_payer
+from node.service.payers import Payer, choose_payer, wind_up
 from node.service.pipeline import Pipeline
 from node.service.routes import routes
 from node.settings import Settings
@@ -140,6 +140,7 @@ class Node:
         finished = await self.dispatcher.drain(max(0.0, ends_at - loop.time()))
         if self.dm is not None:
             await self.dm.stop(max(1.0, ends_at - loop.time()))
+        await wind_up(max(1.0, ends_at - loop.time()))
         log.info("drained", finished=finished)
 
 

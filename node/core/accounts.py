@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from node.core.ecash import Keyset, Proof
+from node.core.keys import Terms
 from node.core.money import Msat, to_msat
 from node.core.pricing import Price
 
-Role: TypeAlias = Literal["spend", "admin", "request"]
+Role: TypeAlias = Literal["spend", "admin", "request", "child"]
+"""spend: an account's own key. admin: may withdraw. request: finds what a token paid for once.
+child: spends its parent's balance within limits, and is looked up as a spend key."""
 
 
 def key_hash(key: str, role: Role = "spend") -> str:
@@ -27,6 +30,14 @@ class Account:
     role: Role
     funded: bool
     """Whether money ever arrived; False: its first token is being redeemed."""
+    child_id: int | None = None
+    """Of the child key this is; None for the account's own keys."""
+    expires_at: int | None = None
+    """Unix seconds from which on this key spends nothing."""
+
+    def expired(self, now: float) -> bool:
+        """Whether the key may no longer spend at the unix time ``now``."""
+        return self.expires_at is not None and self.expires_at <= now
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +67,8 @@ class HoldRequest:
     model: str
     price: Price
     max_cost: Msat
+    child_id: int | None = None
+    """The child key that pays; None: the account's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +91,16 @@ class Operation:
     """One crossing to a mint. Amounts are in the mint's unit."""
 
     id: str
-    kind: Literal["receive", "send"]
+    kind: Literal["receive", "send", "mint", "melt"]
     state: OperationState
     account_id: int
     mint: str
     unit: str
     amount: int
-    """receive: face value offered. send: face value issued."""
+    """receive: face value offered. send: face value issued. mint, melt: of the invoice."""
     fee: int
-    """receive: input fee the client bears. send: fee of our own swap."""
+    """receive: input fee the client bears. send: fee of our own swap. melt: the most that
+    Lightning and the mint may take."""
     inputs: tuple[Proof, ...]
     outputs: tuple[Output, ...]
     token: str | None = field(default=None, repr=False)
@@ -99,6 +113,8 @@ class Operation:
     """Unix seconds of the last moment at which a request of it may have left for the mint."""
     surcharge: int = 0
     """send: the part of ``fee`` the account pays, when the node has not earned it yet."""
+    quote: str = field(default="", repr=False)
+    """mint, melt: the mint's quote."""
 
     @property
     def credit(self) -> Msat:
@@ -122,6 +138,7 @@ class NewAccount:
     kind: Literal["key", "request"]
     keys: Mapping[str, Role]
     aliases: frozenset[str] = frozenset()
+    terms: Terms = Terms()
 
 
 @dataclass(frozen=True, slots=True)

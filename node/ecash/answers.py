@@ -1,4 +1,4 @@
-"""Reads what a mint answers (NUT-01, 02, 03, 04, 07, 09, 12, 23), trusting nothing of it.
+"""Reads what a mint answers (NUT-01 to 05, 07 to 09, 12, 23), trusting nothing of it.
 
 Every reader takes the decoded JSON object and raises MintUnknown for a wrong shape.
 """
@@ -17,9 +17,11 @@ from node.ecash.token import AMOUNT_LIMIT
 
 State = Literal["UNSPENT", "PENDING", "SPENT"]
 QuoteState = Literal["UNPAID", "PAID", "ISSUED"]
+MeltState = Literal["UNPAID", "PENDING", "PAID"]
 
 _STATES = frozenset({"UNSPENT", "PENDING", "SPENT"})
 _QUOTE_STATES = frozenset({"UNPAID", "PAID", "ISSUED"})
+_MELT_STATES = frozenset({"UNPAID", "PENDING", "PAID"})
 _QUOTE_ID = re.compile(r"[A-Za-z0-9_-]{1,256}")
 _AMOUNT_KEY = re.compile(r"[1-9][0-9]{0,19}")
 _MAX_KEYS = 256
@@ -36,6 +38,23 @@ class MintQuote:
     request: str
     """The bolt11 invoice to pay."""
     state: QuoteState
+    expiry: int | None = None
+    """Unix time until which it can be paid; None when the mint does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeltQuote:
+    """A request to pay an invoice (NUT-05, NUT-23), or how far that has come."""
+
+    quote: str = field(repr=False)
+    amount: int
+    """What the invoice costs, in the quote's unit."""
+    fee_reserve: int
+    """The most that Lightning may cost on top."""
+    state: MeltState
+    expiry: int | None = None
+    change: tuple[BlindSignature, ...] | None = None
+    """NUT-08: overpaid fees, signed onto the first of our blanks; None when nothing is said."""
 
 
 def _require(condition: bool) -> None:
@@ -150,4 +169,33 @@ def read_quote(document: Mapping[str, Any]) -> MintQuote:
     _require(isinstance(quote, str) and _QUOTE_ID.fullmatch(quote) is not None)
     _require(isinstance(request, str) and 0 < len(request) <= _MAX_INVOICE_CHARS)
     _require(isinstance(state, str) and state in _QUOTE_STATES)
-    return MintQuote(str(quote), str(request), cast("QuoteState", state))
+    expiry = _expiry(document)
+    return MintQuote(str(quote), str(request), cast("QuoteState", state), expiry)
+
+
+def read_melt_quote(document: Mapping[str, Any]) -> MeltQuote:
+    """A bolt11 melt quote, or the answer to its melt (NUT-05, NUT-08, NUT-23)."""
+    quote, amount, reserve = (document.get(n) for n in ("quote", "amount", "fee_reserve"))
+    state = document.get("state")
+    _require(isinstance(quote, str) and _QUOTE_ID.fullmatch(quote) is not None)
+    _require(type(amount) is int and 0 < amount < AMOUNT_LIMIT)
+    _require(type(reserve) is int and 0 <= reserve < AMOUNT_LIMIT)
+    _require(isinstance(state, str) and state in _MELT_STATES)
+    change = None
+    if document.get("change") is not None:
+        change = tuple(_signature(entry) for entry in _items(document, "change"))
+    return MeltQuote(
+        str(quote),
+        cast("int", amount),
+        cast("int", reserve),
+        cast("MeltState", state),
+        _expiry(document),
+        change,
+    )
+
+
+def _expiry(document: Mapping[str, Any]) -> int | None:
+    """Unix seconds; 0 stands for none, as some mints write it."""
+    expiry = document.get("expiry")
+    _require(expiry is None or (type(expiry) is int and 0 <= expiry < AMOUNT_LIMIT))
+    return cast("int | None", expiry or None)

@@ -57,7 +57,7 @@ ABANDON_AFTER_S = 600
 START_AGAIN = "start_again"
 """Error of an operation that failed for our own reasons and may be begun again at once."""
 
-_Coin: TypeAlias = tuple[BlindedMessage, str, bytes]
+Coin: TypeAlias = tuple[BlindedMessage, str, bytes]
 """(message, secret, blinding factor) of an output."""
 
 
@@ -75,6 +75,8 @@ class Crossing:
         self._mints = mints
         self._keysets = keysets
         self._seed = seed
+        self.kinds: dict[str, Crossing] = {}
+        """Operations of these kinds cross in their own way."""
 
     async def attempt(self, operation: Operation, fresh: bool) -> Operation:
         """One attempt; returns the operation as it stands afterwards.
@@ -91,22 +93,7 @@ class Crossing:
                 raise MintUnknown("the mint is no longer configured")
             if not fresh and not operation.attempts:
                 await self._store.note_attempt(operation.id)  # a dead process may have sent it
-            keyset = await self._keyset_of(operation)
-            coins = self._derive(operation)
-            body = swap_body(operation.inputs, [message for message, _, _ in coins])
-            try:
-                signatures = await mint.client.swap(body)
-            except MintRejected as rejected:
-                log.info("swap_refused", operation=operation.id, kind=operation.kind)
-                return await self._judge(operation, mint.client, keyset, coins, rejected, fresh)
-            except MintOffline:
-                if not fresh:
-                    raise
-                return await self._fail(operation, MintUnreachable.code)
-            except MintUnknown:
-                await self._store.note_attempt(operation.id)
-                raise
-            return await self._complete(operation, keyset, coins, signatures)
+            return await self.kinds.get(operation.kind, self)._cross(operation, fresh, mint.client)
         except (MintError, NodeError) as error:
             log.warning(
                 "outcome_unknown",
@@ -119,6 +106,27 @@ class Crossing:
             log.exception("operation_crashed", operation=operation.id)
         return operation
 
+    async def _cross(self, operation: Operation, fresh: bool, client: MintClient) -> Operation:
+        """Send it and act on the answer. Raises MintError while the outcome is not known."""
+        if operation.kind not in ("receive", "send"):
+            raise MintUnknown("nothing here drives operations of that kind")
+        keyset = await self._keyset_of(operation)
+        coins = self._derive(operation)
+        body = swap_body(operation.inputs, [message for message, _, _ in coins])
+        try:
+            signatures = await client.swap(body)
+        except MintRejected as rejected:
+            log.info("swap_refused", operation=operation.id, kind=operation.kind)
+            return await self._judge(operation, client, keyset, coins, rejected, fresh)
+        except MintOffline:
+            if not fresh:
+                raise
+            return await self._fail(operation, MintUnreachable.code)
+        except MintUnknown:
+            await self._store.note_attempt(operation.id)
+            raise
+        return await self._complete(operation, keyset, coins, signatures)
+
     async def _keyset_of(self, operation: Operation) -> Keyset:
         keyset_id = operation.outputs[0].keyset_id
         keyset = self._keysets.of(operation.mint).get(keyset_id)
@@ -126,7 +134,7 @@ class Crossing:
             keyset = await self._mints[operation.mint].client.keys(keyset_id)
         return keyset
 
-    def _derive(self, operation: Operation) -> list[_Coin]:
+    def _derive(self, operation: Operation) -> list[Coin]:
         """Every output, from its counter."""
         coins = []
         for output in operation.outputs:
@@ -139,11 +147,11 @@ class Crossing:
         self,
         operation: Operation,
         keyset: Keyset,
-        coins: Sequence[_Coin],
+        coins: Sequence[Coin],
         signatures: Sequence[BlindSignature],
     ) -> Operation:
         """Hand the signed coins to the store. Raises MintUnknown when they are not valid."""
-        ours = _unblind(keyset, coins, signatures)
+        ours = unblind_coins(keyset, coins, signatures)
         if operation.state == "failed":
             await self._store.salvage(operation, ours)
         elif operation.kind == "receive":
@@ -160,7 +168,7 @@ class Crossing:
         operation: Operation,
         client: MintClient,
         keyset: Keyset,
-        coins: Sequence[_Coin],
+        coins: Sequence[Coin],
         rejected: MintRejected,
         fresh: bool,
     ) -> Operation:
@@ -200,6 +208,8 @@ class Crossing:
 
     async def landed_late(self, failed: Operation) -> bool:
         """Whether a failed operation landed at the mint after all; then it is salvaged."""
+        if failed.kind in self.kinds:
+            return await self.kinds[failed.kind].landed_late(failed)
         coins = self._derive(failed)
         signatures = await self._restored(self._mints[failed.mint].client, coins)
         if len(signatures) != len(coins):
@@ -208,7 +218,7 @@ class Crossing:
         await self._complete(failed, await self._keyset_of(failed), coins, signatures)
         return True
 
-    async def _restored(self, client: MintClient, coins: Sequence[_Coin]) -> list[BlindSignature]:
+    async def _restored(self, client: MintClient, coins: Sequence[Coin]) -> list[BlindSignature]:
         """The mint's signatures over those of the coins that it has signed, in order."""
         restored = {
             message.b_: signature
@@ -221,8 +231,8 @@ class Crossing:
         return await self._store.operation(operation.id)
 
 
-def _unblind(
-    keyset: Keyset, coins: Sequence[_Coin], signatures: Sequence[BlindSignature]
+def unblind_coins(
+    keyset: Keyset, coins: Sequence[Coin], signatures: Sequence[BlindSignature]
 ) -> list[tuple[str, Proof]]:
     """(Y, proof) of every coin. Raises MintUnknown for a signature that is not over it."""
     ours: list[tuple[str, Proof]] = []

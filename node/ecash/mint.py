@@ -1,4 +1,4 @@
-"""HTTP client of one Cashu mint (NUT-01 to 04, 06, 07, 09, 12, 23); amounts in its unit.
+"""HTTP client of one Cashu mint (NUT-01 to 09, 12, 23); amounts in its unit.
 
 What matters to money is what a failure means, so there are three: MintRejected, MintUnknown,
 MintOffline (see ``errors``). Answers are checked in full: shape, counts, amounts, points, ids.
@@ -18,11 +18,13 @@ from yarl import URL
 
 from node.core.ecash import BlindedMessage, BlindSignature, Keyset, Proof
 from node.ecash.answers import (
+    MeltQuote,
     MintQuote,
     QuoteState,
     State,
     read_keys,
     read_listing,
+    read_melt_quote,
     read_quote,
     read_restored,
     read_signatures,
@@ -33,6 +35,7 @@ from node.ecash.errors import MintError, MintOffline, MintRejected, MintUnknown
 from node.ecash.token import normalize_mint_url
 
 __all__ = [
+    "MeltQuote",
     "MintClient",
     "MintError",
     "MintOffline",
@@ -41,6 +44,7 @@ __all__ = [
     "MintUnknown",
     "QuoteState",
     "State",
+    "melt_body",
     "mint_body",
     "swap_body",
 ]
@@ -50,6 +54,7 @@ _UNDECIDED = frozenset({408, 425, 429})
 """4xx answers that speak of the moment, often from a proxy, and not of the request."""
 
 _T = TypeVar("_T")
+_Quote = TypeVar("_Quote", MintQuote, MeltQuote)
 
 
 def swap_body(inputs: Sequence[Proof], outputs: Sequence[BlindedMessage]) -> bytes:
@@ -67,6 +72,14 @@ def swap_body(inputs: Sequence[Proof], outputs: Sequence[BlindedMessage]) -> byt
 def mint_body(quote: str, outputs: Sequence[BlindedMessage]) -> bytes:
     """The body of ``POST /v1/mint/bolt11`` (NUT-04); ``outputs`` as in ``swap_body``."""
     return orjson.dumps({"quote": quote, "outputs": _sorted(outputs)})
+
+
+def melt_body(quote: str, inputs: Sequence[Proof], blanks: Sequence[BlindedMessage]) -> bytes:
+    """The body of ``POST /v1/melt/bolt11`` (NUT-05); ``blanks`` take the change (NUT-08)."""
+    body: dict[str, Any] = {"quote": quote, "inputs": [_input(proof) for proof in inputs]}
+    if blanks:
+        body["outputs"] = [_output(message) for message in blanks]
+    return orjson.dumps(body)
 
 
 def _sorted(outputs: Sequence[BlindedMessage]) -> list[dict[str, Any]]:
@@ -182,10 +195,25 @@ class MintClient:
     async def mint_quote_state(self, quote: str) -> MintQuote:
         """The quote as it stands (NUT-04)."""
         document = await self._get(f"/v1/mint/quote/bolt11/{escape(quote, safe='')}")
-        answer = read_quote(document)
-        if answer.quote != quote:
-            raise MintUnknown("the mint answered with another quote")
-        return answer
+        return _same(read_quote(document), quote)
+
+    async def melt_quote(self, request: str, unit: str) -> MeltQuote:
+        """Ask what paying the bolt11 invoice ``request`` costs (NUT-05, NUT-23)."""
+        body = orjson.dumps({"request": request, "unit": unit})
+        return read_melt_quote(await self._post("/v1/melt/quote/bolt11", body))
+
+    async def melt_quote_state(self, quote: str) -> MeltQuote:
+        """The melt quote as it stands, with its change once it is paid."""
+        document = await self._get(f"/v1/melt/quote/bolt11/{escape(quote, safe='')}")
+        return _same(read_melt_quote(document), quote)
+
+    async def melt(self, body: bytes) -> MeltQuote:
+        """``POST /v1/melt/bolt11`` of a ``melt_body``: pays the quote's invoice.
+
+        Payments may take longer than any deadline: MintUnknown says nothing about the outcome.
+        """
+        document = await self._post("/v1/melt/bolt11", body)
+        return _same(read_melt_quote(document), orjson.loads(body)["quote"])
 
     async def _listing(self) -> list[tuple[Keyset, int | None]]:
         """Keysets and their final expiry."""
@@ -236,6 +264,12 @@ class MintClient:
             if len(raw) > self._max_response_bytes:
                 raise MintUnknown("the mint's answer is too long")
         return bytes(raw)
+
+
+def _same(answer: _Quote, quote: str) -> _Quote:
+    if answer.quote != quote:
+        raise MintUnknown("the mint answered with another quote")
+    return answer
 
 
 def _document(status: int, raw: bytes) -> dict[str, Any]:

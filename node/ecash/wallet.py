@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import structlog
 
@@ -73,6 +73,10 @@ class Wallet:
         self._crossing = Crossing(store, mints, self._keysets, seed)
         self._driving: dict[str, asyncio.Task[Operation]] = {}
 
+    def adopt(self, kind: str, build: Callable[[Keysets], Crossing]) -> None:
+        """Let operations of ``kind`` cross as what ``build`` gives says; before ``start``."""
+        self._crossing.kinds[kind] = build(self._keysets)
+
     async def start(self) -> None:
         """Load what is known of the mints' keysets from the store; asks no mint."""
         await self._keysets.start()
@@ -106,12 +110,19 @@ class Wallet:
         return token
 
     async def receive(
-        self, text: str, into: NewAccount | int, *, at_least: Msat = _NOTHING
+        self,
+        text: str,
+        into: NewAccount | int,
+        *,
+        at_least: Msat = _NOTHING,
+        on_begun: Callable[[], None] | None = None,
     ) -> Operation:
         """Redeem a token into an account (id) or a new one; returns the finished operation.
 
         Args:
             at_least: what the token must be worth after the mint's fee, else it is not touched.
+            on_begun: called once a token that never was here before is claimed and journalled,
+                when all that is left is to wait for the mint.
 
         Asking again with the same token for the same purpose gives the same operation. Raises
         TokenMalformed, MintNotAccepted, FeesExceedAmount, InsufficientBalance,
@@ -133,7 +144,10 @@ class Wallet:
             keyset = await self._keysets.active(token.mint, token.unit)
             operation_id = uuid.uuid4().hex
             operation = await self._store.begin_receive(operation_id, token, ys, fee, keyset, into)
-            operation = await self._finish(operation, fresh=operation.id == operation_id)
+            fresh = operation.id == operation_id
+            if fresh and on_begun is not None:
+                on_begun()
+            operation = await self._finish(operation, fresh=fresh)
             if operation.state == "done":
                 return operation
             if operation.error != START_AGAIN:
@@ -263,9 +277,13 @@ class Wallet:
         )
         return True
 
-    async def finish(self, operation: Operation) -> Operation:
-        """Drive an intent to its end, if it is one. Raises Pending."""
-        return await self._finish(operation, fresh=False)
+    async def finish(self, operation: Operation, *, fresh: bool = False) -> Operation:
+        """Drive an intent to its end, if it is one. Raises Pending.
+
+        Args:
+            fresh: nothing of it can have reached the mint yet.
+        """
+        return await self._finish(operation, fresh=fresh)
 
     # -- the crossing ----------------------------------------------------------------------
 

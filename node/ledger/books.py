@@ -9,9 +9,14 @@ Every transfer moves msat from one book to another, so all books together are al
             ──▶ OUT                     issued as a token (change, withdrawal, refund)
             ──▶ TRANSIT ──▶ OUT         the same while a swap is under way (──▶ account if refused)
     REVENUE ──▶ OWN_FEES                what a mint kept of our own swap
+            ──▶ LOSS                    coins of ours that somebody else has spent
+    LOSS    ──▶ REVENUE                 coins of ours found at a mint that no row told of
 
     received - input fees = charged + dust + issued + in transit + open balances
     our unspent proofs    = open balances + in transit + revenue + dust
+
+    liabilities           = open balances + in transit
+    equity                = our unspent proofs - liabilities; below zero: insolvent
 """
 
 from __future__ import annotations
@@ -35,6 +40,8 @@ class Book(IntEnum):
     DUST = 5
     OWN_FEES = 6
     TRANSIT = 7
+    LOSS = 9
+    PAYOUT = 8
 
 
 FIRST_ACCOUNT = 100
@@ -83,6 +90,23 @@ class Books:
     """Our unspent coins, those reserved for a swap included."""
     operations_open: int
     holds_open: int
+    loss_msat: Msat = Msat(0)
+    """Coins others spent, less coins found: after a restore, or a stolen seed."""
+
+    @property
+    def liabilities_msat(self) -> Msat:
+        """What clients are owed: open balances, and tokens on their way out."""
+        return Msat(self.open_msat + self.transit_msat)
+
+    @property
+    def equity_msat(self) -> Msat:
+        """What would be left once every client was paid; below zero: insolvent."""
+        return Msat(self.proofs_msat - self.liabilities_msat)
+
+    @property
+    def solvent(self) -> bool:
+        """Whether the coins cover what clients are owed."""
+        return self.equity_msat >= 0
 
     def problems(self) -> list[str]:
         """What does not add up; empty when the books are right."""
@@ -102,6 +126,7 @@ class Books:
             + self.transit_msat
             + self.revenue_msat
             - self.own_fees_msat
+            - self.loss_msat
             + self.dust_msat
         )
         if self.proofs_msat != owned:
@@ -109,28 +134,31 @@ class Books:
         return found
 
 
-def sum_books(connection: sqlite3.Connection) -> Books:
-    """Add up everything from the transfers and the proofs. Reads whole tables.
+def sum_books(connection: sqlite3.Connection, *, checkpointed: bool = False) -> Books:
+    """Add up everything from the transfers and the proofs.
+
+    Args:
+        checkpointed: begin with the sums that ``checkpoint`` stored, and read what came after;
+            otherwise every transfer is read.
 
     Open balances are summed from the transfers; ``account_discrepancies`` compares them with
     what the accounts say.
     """
     sums = dict.fromkeys(Book, 0)
+    up_to, stored = _checkpoint(connection) if checkpointed else (0, {})
     accounts = 0
-    for book, amount in connection.execute(
-        "SELECT book, SUM(amount) FROM ("
-        " SELECT destination AS book, amount_msat AS amount FROM transfers"
-        " UNION ALL SELECT source, -amount_msat FROM transfers) GROUP BY book"
-    ):
-        if book >= FIRST_ACCOUNT:
-            accounts += amount
-        else:
-            sums[Book(book)] = amount
+    for found in (stored, _sums(connection, up_to, None)):
+        for book, amount in found.items():
+            if book == FIRST_ACCOUNT:
+                accounts += amount
+            else:
+                sums[Book(book)] += amount
     proofs = sum(
         amount * UNIT_MSAT[unit]
-        for unit, amount in connection.execute(
-            "SELECT unit, SUM(amount) FROM proofs"
-            " WHERE state IN ('unspent', 'reserved') GROUP BY unit"
+        for unit, amount in connection.execute(  # two queries, for an index each
+            "SELECT unit, SUM(amount) FROM proofs WHERE state = 'unspent' GROUP BY unit"
+            " UNION ALL"
+            " SELECT unit, SUM(amount) FROM proofs WHERE state = 'reserved' GROUP BY unit"
         )
     )
 
@@ -140,7 +168,7 @@ def sum_books(connection: sqlite3.Connection) -> Books:
     return Books(
         received_msat=Msat(-sums[Book.IN]),
         input_fees_msat=Msat(sums[Book.INPUT_FEES]),
-        revenue_msat=Msat(sums[Book.REVENUE] + sums[Book.OWN_FEES]),
+        revenue_msat=Msat(sums[Book.REVENUE] + sums[Book.OWN_FEES] + sums[Book.LOSS]),
         dust_msat=Msat(sums[Book.DUST]),
         issued_msat=Msat(sums[Book.OUT]),
         transit_msat=Msat(sums[Book.TRANSIT]),
@@ -150,7 +178,64 @@ def sum_books(connection: sqlite3.Connection) -> Books:
         proofs_msat=Msat(proofs),
         operations_open=one("SELECT COUNT(*) FROM operations WHERE state = 'intent'"),
         holds_open=one("SELECT COUNT(*) FROM holds WHERE state = 'held'"),
+        loss_msat=Msat(sums[Book.LOSS]),
     )
+
+
+def checkpoint(connection: sqlite3.Connection, limit: int) -> bool:
+    """Store the sums of up to ``limit`` more transfers; whether there are still more.
+
+    Transfers are never changed and get their ids in the order of commits, so sums up to an id
+    stay true.
+    """
+    up_to, _ = _checkpoint(connection)
+    row = connection.execute("SELECT COALESCE(MAX(id), 0) FROM transfers").fetchone()
+    end = min(int(row[0]), up_to + limit)
+    connection.executemany(
+        "INSERT INTO book_sums VALUES (?1, ?2)"
+        " ON CONFLICT (book) DO UPDATE SET amount_msat = amount_msat + ?2",
+        list(_sums(connection, up_to, end).items()),
+    )
+    connection.execute(
+        "INSERT OR REPLACE INTO meta VALUES (?, ?)", (_CHECKPOINT, str(max(up_to, end)))
+    )
+    return end < int(row[0])
+
+
+def checkpoint_problems(connection: sqlite3.Connection) -> list[str]:
+    """Where the stored sums differ from the transfers they were made of."""
+    up_to, stored = _checkpoint(connection)
+    counted = _sums(connection, 0, up_to)
+    return [
+        f"stored sum of book {book}: {stored.get(book, 0)} msat,"
+        f" its transfers add up to {counted.get(book, 0)} msat"
+        for book in sorted(stored.keys() | counted.keys())
+        if stored.get(book, 0) != counted.get(book, 0)
+    ]
+
+
+_CHECKPOINT = "book_sums_up_to"
+"""Key in ``meta`` of the last transfer in ``book_sums``."""
+
+
+def _checkpoint(connection: sqlite3.Connection) -> tuple[int, dict[int, int]]:
+    """(id of the last transfer in the stored sums, the sums by book)."""
+    row = connection.execute("SELECT value FROM meta WHERE key = ?", (_CHECKPOINT,)).fetchone()
+    sums = connection.execute("SELECT book, amount_msat FROM book_sums")
+    return (0 if row is None else int(row[0])), {book: amount for book, amount in sums}
+
+
+def _sums(connection: sqlite3.Connection, after: int, up_to: int | None) -> dict[int, int]:
+    """What each book gained by the transfers in (after, up_to]; all accounts as one book."""
+    rows = connection.execute(
+        "SELECT MIN(book, ?3) AS book, SUM(amount) FROM ("
+        " SELECT destination AS book, amount_msat AS amount FROM transfers"
+        "  WHERE id > ?1 AND (?2 IS NULL OR id <= ?2)"
+        " UNION ALL SELECT source, -amount_msat FROM transfers"
+        "  WHERE id > ?1 AND (?2 IS NULL OR id <= ?2)) GROUP BY 1",
+        (after, up_to, FIRST_ACCOUNT),
+    )
+    return {book: amount for book, amount in rows}
 
 
 def account_discrepancies(connection: sqlite3.Connection) -> list[str]:
@@ -173,9 +258,21 @@ def account_discrepancies(connection: sqlite3.Connection) -> list[str]:
 
 def read_books(path: Path) -> Books:
     """The balance sheet of a database file, from outside the node, while it may be running."""
-    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10.0)
+    connection = open_read_only(path)
     try:
         connection.execute("BEGIN")
         return sum_books(connection)
     finally:
         connection.close()
+
+
+def open_read_only(path: Path) -> sqlite3.Connection:
+    """A connection that can change nothing, beside a node that may be running.
+
+    Raises sqlite3.OperationalError when there is no such file.
+    """
+    connection = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=10.0, isolation_level=None
+    )
+    connection.row_factory = sqlite3.Row
+    return connection

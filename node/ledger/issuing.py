@@ -156,11 +156,15 @@ class Issuer:
         transfer(conn, request.account_id, Book.TRANSIT, in_transit(operation), f"op:{base.id}")
         return operation
 
+    def recount(self) -> None:
+        """The node's earnings were spent elsewhere: count them before the next fee."""
+        self._earned_msat, self._counted_at = 0, -RECOUNT_S
+
     def _affords(self, conn: sqlite3.Connection, fee: Msat) -> bool:
         """Whether the node has earned the fee of its own swap; then it is spent."""
         if self._earned_msat < fee and time.monotonic() - self._counted_at >= RECOUNT_S:
             self._counted_at = time.monotonic()
-            self._earned_msat = _earned(conn)
+            self._earned_msat = earned(conn)
         if self._earned_msat < fee:
             return False
         self._earned_msat -= fee
@@ -201,7 +205,8 @@ def _less_fee(
     return less, given
 
 
-def _earned(conn: sqlite3.Connection) -> int:
+def earned(conn: sqlite3.Connection) -> int:
+    """What is the node's own, in msat. Reads whole books."""
     row = conn.execute(
         "SELECT COALESCE((SELECT SUM(amount_msat) FROM transfers WHERE destination IN (?1, ?2)), 0)"
         " - COALESCE((SELECT SUM(amount_msat) FROM transfers WHERE source IN (?1, ?2)), 0)",

@@ -32,8 +32,8 @@ def insert_operation(
     now = int(time.time())
     conn.execute(
         "INSERT INTO operations (id, kind, state, account_id, request_key, mint, unit, amount,"
-        " fee, surcharge, inputs, outputs, token, created_at, unknown_at)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " fee, surcharge, inputs, outputs, token, created_at, unknown_at, quote)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             operation.id,
             operation.kind,
@@ -50,6 +50,7 @@ def insert_operation(
             operation.token,
             now,
             now,
+            operation.quote,
         ),
     )
     conn.executemany("INSERT INTO operation_inputs VALUES (?, ?)", [(y, operation.id) for y in ys])
@@ -73,6 +74,7 @@ def operation_from(row: sqlite3.Row) -> Operation:
         attempts=row["attempts"],
         unknown_at=row["unknown_at"],
         surcharge=row["surcharge"],
+        quote=row["quote"],
     )
 
 

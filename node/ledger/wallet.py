@@ -62,6 +62,10 @@ class SqliteWalletStore:
         self._serialize = serialize
         self._issuer = Issuer(serialize)
 
+    def recount(self) -> None:
+        """The node's earnings were spent: count them anew. Call inside the transaction."""
+        self._issuer.recount()
+
     # -- keysets ---------------------------------------------------------------------------
 
     async def keysets(self, mint: str) -> list[Keyset]:

@@ -151,7 +151,9 @@ def _add_json(estimate: PromptEstimate, value: object) -> None:
         narrow = orjson.dumps(value)
     except orjson.JSONEncodeError:
         raise InvalidJson("the request is nested too deeply") from None
-    estimate.bound += _escaped_bytes(narrow) + _layout_bytes(value)
+    estimate.bound += _escaped_bytes(narrow)
+    if isinstance(value, dict | list):
+        estimate.bound += _layout_bytes(value)
     estimate.typical += ceil_div(len(narrow), BYTES_PER_TOKEN)
 
 

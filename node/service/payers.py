@@ -7,8 +7,9 @@ both go through the same holds and the same books.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from node.core.accounts import Account, HoldRequest
 from node.core.ecash import Token
@@ -24,6 +25,8 @@ from node.errors import (
 from node.ports import Ledger, Wallet
 from node.service.accounts import Accounts, Unopened, request_account
 
+_T = TypeVar("_T")
+
 _ONLY_REQUEST = "x-cashu"
 """Request key of the one hold of a pay-per-request account."""
 
@@ -38,25 +41,34 @@ class Refused(Exception):
 
 
 class Payer(Protocol):
-    """Holds before the call, then settles or releases exactly once.
+    """Begins before the call, then settles or releases exactly once.
 
-    ``settle`` and ``release`` have queued their effect before they first wait: cancelling them
-    changes nothing.
+    ``settle`` and ``release`` have made sure of their effect before they first wait: cancelling
+    whoever waits changes nothing.
     """
 
     live: bool
     """Whether a stream may be sent as it comes; else the change must be known first."""
+    refused: asyncio.Event | None
+    """Set when money that was on its way did not come: the call is to be stopped."""
 
-    async def hold(self, request: HoldRequest) -> None:
-        """Set the most the call may cost aside. Raises Refused or a NodeError."""
+    async def begin(self, request: HoldRequest) -> None:
+        """Set the most the call may cost aside, or get it on its way.
+
+        After this the model server may be asked. Raises Refused or a NodeError.
+        """
+        ...
+
+    async def secured(self) -> None:
+        """Wait until the money is set aside: nothing reaches the client before. Raises Refused."""
         ...
 
     async def settle(self, cost: Msat, usage: Usage) -> Receipt:
-        """Charge, at most what is held."""
+        """Charge, at most what is held. Raises Refused."""
         ...
 
     async def release(self) -> Receipt:
-        """Charge nothing."""
+        """Charge nothing. Raises Refused."""
         ...
 
 
@@ -92,6 +104,7 @@ class AccountPayer:
     """Pays from an account's balance; a token used as a key opens the account first."""
 
     live = True
+    refused: asyncio.Event | None = None
 
     def __init__(self, who: Account | Unopened, accounts: Accounts, ledger: Ledger) -> None:
         self._who = who
@@ -99,12 +112,15 @@ class AccountPayer:
         self._ledger = ledger
         self._hold_id = 0
 
-    async def hold(self, request: HoldRequest) -> None:
+    async def begin(self, request: HoldRequest) -> None:
         if isinstance(self._who, Unopened):
             account_id = (await self._accounts.open(self._who.text)).account_id
         else:
             account_id = self._who.id
         self._hold_id = await _hold(self._ledger, account_id, request)
+
+    async def secured(self) -> None:
+        return
 
     async def settle(self, cost: Msat, usage: Usage) -> Receipt:
         charged = await self._ledger.settle(self._hold_id, cost, usage)
@@ -116,54 +132,116 @@ class AccountPayer:
 
 
 class TokenPayer:
-    """Pays with a token; what is left comes back as change."""
+    """Pays with a token; what is left comes back as change.
+
+    The mint is asked while the model server already works: ``begin`` returns once the token is
+    claimed and journalled, a task of its own goes on to redeem it and to hold the money.
+    """
 
     live = False
 
     def __init__(
         self, text: str, token: Token, accounts: Accounts, ledger: Ledger, wallet: Wallet
     ) -> None:
+        self.refused: asyncio.Event | None = asyncio.Event()
         self._text = text
         self._token = token
         self._accounts = accounts
         self._ledger = ledger
         self._wallet = wallet
         self._account_id = 0
-        self._hold_id = 0
+        self._securing: asyncio.Task[int] | None = None
 
-    async def hold(self, request: HoldRequest) -> None:
-        operation = await self._wallet.receive(
-            self._text, request_account(self._token), at_least=request.max_cost
-        )
-        self._account_id = operation.account_id
-        only = replace(request, request_key=_ONLY_REQUEST, digest="")
+    async def begin(self, request: HoldRequest) -> None:
+        begun = asyncio.Event()
+        self._securing = _spawn(self._secure(request, begun))
+        self._securing.add_done_callback(self._note_refusal)
+        waiting = asyncio.create_task(begun.wait())
         try:
-            self._hold_id = await _hold(self._ledger, operation.account_id, only)
-        except Interrupted:
-            raise await self._refused(operation.account_id, TokenAlreadySpent()) from None
-        except InsufficientBalance as error:
-            state_error: NodeError = error
-            if not await self._has_money(operation.account_id):
-                state_error = TokenAlreadySpent("this token paid for a request before")
-            raise await self._refused(operation.account_id, state_error) from None
+            await asyncio.wait({waiting, self._securing}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
+        if self._securing.done():
+            await self.secured()
+
+    async def secured(self) -> None:
+        await self._hold_id()
 
     async def settle(self, cost: Msat, usage: Usage) -> Receipt:
-        return await self._close(cost, usage)
+        return await asyncio.shield(_spawn(self._close(cost, usage)))
 
     async def release(self) -> Receipt:
-        return await self._close(Msat(0), None)
+        return await asyncio.shield(_spawn(self._close(Msat(0), None)))
+
+    async def _hold_id(self) -> int:
+        assert self._securing is not None
+        return await asyncio.shield(self._securing)
+
+    def _note_refusal(self, securing: asyncio.Task[int]) -> None:
+        assert self.refused is not None
+        if securing.cancelled() or securing.exception() is not None:
+            self.refused.set()
+
+    async def _secure(self, request: HoldRequest, begun: asyncio.Event) -> int:
+        """Redeem the token and hold; the hold's id. Raises Refused."""
+        only = replace(request, request_key=_ONLY_REQUEST, digest="")
+        try:
+            operation = await self._wallet.receive(
+                self._text,
+                request_account(self._token),
+                at_least=request.max_cost,
+                on_begun=begun.set,
+            )
+            self._account_id = operation.account_id
+            return await self._ledger.hold(self._account_id, only)
+        except Interrupted:
+            raise await self._refusal(TokenAlreadySpent()) from None
+        except InsufficientBalance as error:
+            if not self._account_id:
+                raise Refused(error, Receipt()) from None
+            spent = TokenAlreadySpent("this token paid for a request before")
+            raise await self._refusal(error if await self._has_money() else spent) from None
+        except NodeError as error:
+            raise Refused(error, Receipt()) from None
 
     async def _close(self, cost: Msat, usage: Usage | None) -> Receipt:
-        closed = await self._wallet.settle_and_close(self._account_id, self._hold_id, cost, usage)
+        hold_id = await self._hold_id()
+        closed = await self._wallet.settle_and_close(self._account_id, hold_id, cost, usage)
         change = closed.change.token if closed.change else None
         return Receipt(cost=closed.cost, usage=usage, change=change, dust=closed.dust)
 
-    async def _has_money(self, account_id: int) -> bool:
+    async def _has_money(self) -> bool:
         """Whether its money is still there: neither charged nor given back."""
-        return (await self._ledger.balance(account_id)).balance > 0
+        return (await self._ledger.balance(self._account_id)).balance > 0
 
-    async def _refused(self, account_id: int, error: NodeError) -> Refused:
+    async def _refusal(self, error: NodeError) -> Refused:
         """The refusal with all the money that is still there."""
-        change = await self._accounts.close_request(account_id)
-        token = change.token if change else None
-        return Refused(error, Receipt(cost=Msat(0), change=token))
+        try:
+            change = await self._accounts.close_request(self._account_id)
+        except NodeError as pending:
+            return Refused(pending, Receipt())
+        return Refused(error, Receipt(cost=Msat(0), change=change.token if change else None))
+
+
+_tasks: set[asyncio.Task[Any]] = set()
+"""The loop keeps tasks weakly; money on its way must not be collected."""
+
+
+def _spawn(work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
+    """A task that goes on whoever waits for it."""
+    task = asyncio.create_task(work)
+    _tasks.add(task)
+    task.add_done_callback(_forget)
+    return task
+
+
+def _forget(task: asyncio.Task[Any]) -> None:
+    _tasks.discard(task)
+    if not task.cancelled():
+        task.exception()  # seen: whoever waited has it, and nobody has to wait
+
+
+async def wind_up(timeout_s: float) -> None:
+    """Wait for the money on its way when the node stops; the rest is recovered at next start."""
+    if _tasks:
+        await asyncio.wait(set(_tasks), timeout=timeout_s)

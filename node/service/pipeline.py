@@ -1,22 +1,24 @@
-"""The one way a paid call goes: prepare → payer → hold → forward → meter → settle.
+"""The one way a paid call goes: payer → prepare → begin → forward → meter → settle.
 
-    hold ──▶ open upstream ──▶ chunks … ──▶ settle ──▶ Receipt
+    begin ──▶ open upstream ──▶ chunks … ──▶ settle ──▶ Receipt
       │            │             │  │
-      │            │             │  ├─ upstream breaks off: settle what was seen, SSE error
-      │            │             │  └─ told to stop: settle what was seen, end of the stream
-      │            │             └──── client gone: upstream cancelled, settle what was seen
+      │            │             │  └─ upstream breaks off: settle what was seen, SSE error
+      │            │             └──── client gone or cancels: settle what was seen
       │            └────────────────── upstream fails before the first byte: release
       └─────────────────────────────── cannot pay: nothing happened
 
-Settled or released exactly once: the payer's hold makes a second attempt a no-op, and both have
-queued their effect before they first wait, so a cancelled task changes nothing.
+A payer's money may still be on its way when the upstream is asked (a token at its mint). Then the
+first byte waits for it, and a refusal stops the upstream.
+
+Settled or released exactly once: the payer's hold makes a second attempt a no-op, and both make
+sure of their effect before they first wait, so a cancelled task changes nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
 
 import structlog
 
@@ -68,7 +70,7 @@ class Pipeline:
             call = prepare(request, self._catalog)
             price = call.model.price
             max_cost = price.quote(call.max_prompt_tokens, call.max_completion_tokens)
-            await payer.hold(
+            await payer.begin(
                 HoldRequest(
                     request_id=request.request_id,
                     request_key=request.idempotency_key,
@@ -88,8 +90,10 @@ class Pipeline:
             return
         answer = _Answer(request, call, payer, self._upstream)
         try:
-            async with aclosing(answer.events()) as events:
+            async with contextlib.aclosing(answer.events()) as events:
                 async for event in events:
+                    if isinstance(event, Failed):
+                        self._ask_for_payment(event.error, max_cost)
                     yield event
         finally:
             await answer.end()
@@ -119,7 +123,7 @@ class _Answer:
         self._reply: UpstreamReply | None = None
         self._asked = False
         self._closed = False
-        self._stop = StopScope(request.stop)
+        self._stop = StopScope(request.stop, payer.refused)
 
     async def events(self) -> AsyncGenerator[ReplyEvent, None]:
         call, meter = self._call, self._meter
@@ -146,6 +150,8 @@ class _Answer:
                 out = meter.feed(data)
                 if out:
                     if not started:
+                        async with self._stop:
+                            await self._payer.secured()
                         started = True
                         yield self._started()
                     yield Chunk(out)
@@ -153,6 +159,9 @@ class _Answer:
                     raise meter.failure
             if not meter.complete:
                 raise meter.failure or UpstreamFailed(private="the answer broke off")
+        except Refused as refused:
+            yield self._refusal(refused)
+            return
         except Stopped:
             stopped = not meter.complete  # all of it may be here already
         except NodeError as error:
@@ -160,33 +169,41 @@ class _Answer:
         except Exception:  # a bug must not keep the client's money held
             log.exception("internal_error", request_id=self._request.request_id)
             failure = InternalError()
-        if stopped:
-            for event in await self._stopped(started):
+        try:
+            for event in await self._ending(started, stopped, failure):
                 yield event
-            return
+        except Refused as refused:  # only before anything was sent
+            yield self._refusal(refused)
+
+    async def _ending(
+        self, started: bool, stopped: bool, failure: NodeError | None
+    ) -> list[ReplyEvent]:
+        """Settle or release, and what the client gets last. Raises Refused."""
+        if stopped:
+            return await self._stopped(started)
+        request_id = self._request.request_id
         if failure is not None and not started:
-            log.warning(
-                "upstream_failed", request_id=self._request.request_id, reason=failure.private
-            )
-            receipt = await self._release()
-            yield Failed(failure, receipt)
-            return
+            log.warning("upstream_failed", request_id=request_id, reason=failure.private)
+            return [Failed(failure, await self._release())]
         receipt = await self._settle()
-        if not started:
-            yield self._started()
+        events: list[ReplyEvent] = [] if started else [self._started()]
         if failure is None:
-            yield Chunk(meter.finish(receipt.cost or Msat(0), receipt.change))
+            tail = self._meter.finish(receipt.cost or Msat(0), receipt.change)
         else:
-            document = failure.document(self._request.request_id)
-            yield Chunk(meter.abort(document, receipt.change))
-        yield receipt
+            tail = self._meter.abort(failure.document(request_id), receipt.change)
+        return [*events, Chunk(tail), receipt]
+
+    def _refusal(self, refused: Refused) -> Failed:
+        self._closed = True
+        return Failed(refused.error, refused.receipt)
 
     async def end(self) -> None:
         """Settle what a client that went away has seen, and let the upstream go."""
         self._stop.close()
         try:
             if not self._closed:
-                await self._settle_if_asked()
+                with contextlib.suppress(Refused):  # its money never came: nothing to settle
+                    await self._settle_if_asked()
         finally:
             if self._reply is not None:
                 await self._reply.close()

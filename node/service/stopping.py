@@ -13,22 +13,22 @@ class Stopped(Exception):
 class StopScope:
     """``async with scope: await one_thing()``, again and again, one at a time.
 
-    Entered with the signal set, or the signal set meanwhile: raises Stopped, after what was
-    awaited has been cancelled. Without a signal it does nothing. ``close`` when done.
+    Entered with a signal set, or one set meanwhile: raises Stopped, after what was awaited has
+    been cancelled. Without signals (None does not count) it does nothing. ``close`` when done.
     """
 
-    def __init__(self, signal: asyncio.Event | None) -> None:
-        self._signal = signal
+    def __init__(self, *signals: asyncio.Event | None) -> None:
+        self._signals = [signal for signal in signals if signal is not None]
         self._scope: asyncio.Timeout | None = None
-        self._watcher: asyncio.Task[None] | None = None
+        self._watchers: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> None:
-        if self._signal is None:
+        if not self._signals:
             return
-        if self._signal.is_set():
+        if any(signal.is_set() for signal in self._signals):
             raise Stopped
-        if self._watcher is None:
-            self._watcher = asyncio.create_task(self._watch(self._signal))
+        if not self._watchers:
+            self._watchers = [asyncio.create_task(self._watch(s)) for s in self._signals]
         # A timeout without a deadline: it knows how to cancel this wait and nothing else.
         self._scope = asyncio.timeout(None)
         await self._scope.__aenter__()
@@ -49,9 +49,9 @@ class StopScope:
 
     def close(self) -> None:
         """End the watch. Idempotent."""
-        if self._watcher is not None:
-            self._watcher.cancel()
-            self._watcher = None
+        for watcher in self._watchers:
+            watcher.cancel()
+        self._watchers.clear()
 
     async def _watch(self, signal: asyncio.Event) -> None:
         await signal.wait()

@@ -173,6 +173,15 @@ async def test_a_compressed_body_is_inflated(node: Node, encoding: bytes, body: 
     assert node.dispatcher.requests[0].body == zlib.decompress(body, wbits)
 
 
+async def test_output_that_waits_behind_the_last_input_is_fetched() -> None:
+    """The last byte of this stream stands for more than one step of inflating gives."""
+    body = b"x" * (MIB + 100)
+    async with running(max_body_bytes=2 * MIB) as node:
+        packed = zlib.compress(body, wbits=-15)
+        assert parts(await node.raw(sized(packed, AUTH, encoded(b"deflate"))))[0] == 200
+        assert node.dispatcher.requests[0].body == body
+
+
 @pytest.mark.parametrize("cut", [1, 4, 8, 9, 20])
 @pytest.mark.parametrize("encoding", [b"gzip", b"deflate"])
 async def test_a_truncated_compressed_body_is_refused(

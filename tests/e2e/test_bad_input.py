@@ -60,6 +60,7 @@ async def cases(world: World, foreign: Purse) -> list[Case]:
         Case(400, "invalid_json", good, b'{"model": "demo", "temperature": NaN}'),
         Case(400, "invalid_json", good, b"[]"),
         Case(400, "invalid_json", good, deep),
+        Case(415, "unsupported_media", {**good, "content-type": "text/plain"}),
         Case(400, "invalid_value", good, body(max_tokens="many")),
         Case(400, "invalid_value", good, body(stream="yes")),
         Case(400, "context_length_exceeded", good, body(messages=[_long_message()])),

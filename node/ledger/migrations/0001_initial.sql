@@ -102,7 +102,7 @@ CREATE INDEX proofs_operation ON proofs (operation_id);
 -- The journal: every exchange with a mint. intent is committed before the mint is asked.
 CREATE TABLE operations (
     id          TEXT    PRIMARY KEY,
-    kind        TEXT    NOT NULL CHECK (kind IN ('receive', 'send')),
+    kind        TEXT    NOT NULL CHECK (kind IN ('receive', 'send', 'mint', 'melt')),
     state       TEXT    NOT NULL CHECK (state IN ('intent', 'done', 'failed', 'salvaged')),
     account_id  INTEGER NOT NULL REFERENCES accounts (id),
     request_key TEXT,
