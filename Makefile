@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lock clean
+.PHONY: help demo test soak check lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -22,6 +22,9 @@ demo: $(STAMP)  ## run the main job for real on loopback (ARGS=--check to verify
 
 test: $(STAMP)  ## all tests (ARGS='-k name' to choose)
 	@$(BIN)/python -m pytest $(ARGS)
+
+soak: $(STAMP)  ## the kill matrix at every step instead of a sample; takes long
+	@NODESTR_SOAK=1 $(BIN)/python -m pytest tests/integration/test_kill_matrix.py $(ARGS)
 
 check: $(STAMP)  ## the gates: ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .

@@ -1,7 +1,8 @@
 """The composition root: the only place that knows every part of a node.
 
-start    database ─▶ release what a dead process held ─▶ wallet ─▶ HTTP ─▶ relays ─▶ ready
-run      carriages, announcer, directory, recovery, housekeeping, until a signal
+start    database ─▶ release what a dead process held ─▶ wallet ─▶ after a restore: ask the mints
+         ─▶ add up the books ─▶ HTTP ─▶ relays ─▶ ready
+run      carriages, announcer, directory, recovery, watchdog, housekeeping, until a signal
 stop     not ready ─▶ refuse new, finish what runs ─▶ crossings to mints ─▶ relays ─▶ database
 """
 
@@ -10,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 import aiohttp
 import structlog
@@ -29,26 +31,42 @@ from node import __version__
 from node.core.catalog import Catalog, Model
 from node.core.exchange import Request
 from node.core.identity import NodeInfo
+from node.core.money import Msat, to_msat
+from node.ecash.circuit import Circuit, GuardedMint
 from node.ecash.crypto import mnemonic_to_seed, new_mnemonic
+from node.ecash.gate import PaymentTerms
 from node.ecash.keysets import AcceptedMint
-from node.ecash.mint import MintClient
+from node.ecash.lightning import Lightning
+from node.ecash.lnurl import LnurlPayee
+from node.ecash.locks import lock_key
+from node.ecash.reconcile import Reconciler
 from node.ecash.token import normalize_mint_url, serialize_token
 from node.ecash.wallet import Wallet
 from node.errors import MintUnreachable, NodeError
 from node.ledger.accounts import SqliteLedger
 from node.ledger.database import Database
+from node.ledger.keys import SqliteKeys
+from node.ledger.lightning import SqliteLightningStore
 from node.ledger.messages import SqliteMessageLog
+from node.ledger.reconciling import SqliteReconcileStore
+from node.ledger.transactions import SqliteStatements
 from node.ledger.wallet import SqliteWalletStore
 from node.ops import sdnotify
 from node.ops.health import Health
 from node.ops.logging import configure
+from node.ops.watchdog import Watchdog
 from node.service.accounts import Accounts
 from node.service.dispatch import Dispatcher
+from node.service.endpoints.lightning import LightningEndpoints
 from node.service.endpoints.wallet import WalletEndpoints
+from node.service.invoices import InvoiceLimits, Invoices
+from node.service.keys import ChildKeys
 from node.service.payers import Payer, choose_payer, wind_up
+from node.service.payout import Payouts, PayoutTerms
 from node.service.pipeline import Pipeline
 from node.service.routes import routes
 from node.settings import Settings
+from node.settings_sections import MintSettings
 from node.transport.dm.assembly import AssemblyLimits
 from node.transport.dm.limits import DmLimits
 from node.transport.dm.server import DmServer
@@ -68,6 +86,8 @@ HTTP_CLOSE_S = 2.0
 """How long connections may take to close once their requests are answered."""
 RETRACT_TIMEOUT_S = 5.0
 """How long the relays may take to hear that the announcement is withdrawn."""
+RECONCILE_TIMEOUT_S = 60.0
+"""How long the first start after a restore waits for the mints; it goes on without the others."""
 IDLE_REQUEST_S = 600
 """After this, a token that was redeemed for a request which never ran becomes change."""
 
@@ -164,19 +184,28 @@ async def running(settings: Settings) -> AsyncIterator[Node]:
                 connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar()
             )
         )
-        mints = {
-            mint.url: AcceptedMint(
-                MintClient(session, mint.url, timeout_s=mint.timeout_s), mint.units
-            )
-            for mint in settings.mints
-        }
+        mints = {mint.url: accepted_mint(mint, session) for mint in settings.mints}
         seed = mnemonic_to_seed(await store.secret("mnemonic", new_mnemonic))
-        wallet = Wallet(store, mints, seed)
+        wallet = Wallet(
+            store,
+            mints,
+            seed,
+            terms=PaymentTerms(keys, settings.payments.lock, settings.payments.request_format),
+        )
+        invoice_store = SqliteLightningStore(database, store)
+        lightning = Lightning(wallet, store, invoice_store, mints, seed)
         await wallet.start()
         stack.push_async_callback(wallet.close, 5.0)
+        reconciler = wallet.reconciler(SqliteReconcileStore(database))
+        await _check_restored(wallet, reconciler)
+        watchdog = Watchdog(
+            database, settings.node.database, interval_s=settings.ledger.watchdog_interval_s
+        )
+        await watchdog.check()
 
         key_secret = bytes.fromhex(await store.secret("key_secret", lambda: secrets.token_hex(32)))
         accounts = Accounts(ledger, wallet, store, key_secret)
+        invoices = Invoices(lightning, invoice_store, ledger, key_secret, _invoice_limits(settings))
         upstream = UpstreamRouter(
             {
                 item.name: OpenAIUpstream(
@@ -209,15 +238,32 @@ async def running(settings: Settings) -> AsyncIterator[Node]:
         dispatcher = Dispatcher(
             routes(
                 Pipeline(catalog, payer_of, upstream, wallet.payment_request),
-                WalletEndpoints(accounts, frozenset(mints), normalize_mint_url),
+                WalletEndpoints(
+                    accounts,
+                    ChildKeys(
+                        SqliteKeys(database, ledger.forget),
+                        key_secret,
+                        Msat(settings.ledger.child_key_cost_msat),
+                    ),
+                    SqliteStatements(database),
+                    frozenset(mints),
+                    normalize_mint_url,
+                ),
                 catalog,
                 lambda: info,
                 snapshot,
+                LightningEndpoints(invoices, accounts),
             )
         )
         health = Health()
         health.add("database", lambda: _alive(database))
+        health.add("solvency", watchdog.problem)
+        health.add("restore", lambda: _unchecked(reconciler), detail=True)
         health.add("draining", lambda: "draining" if dispatcher.draining else None)
+        circuits = wallet.circuits()
+        health.add("mints", lambda: _no_mint(circuits.values()))
+        for url, circuit in circuits.items():
+            health.add(f"mint {url}", partial(_trouble, circuit), detail=True)
         http = HttpServer(
             create_app(
                 dispatcher,
@@ -234,6 +280,15 @@ async def running(settings: Settings) -> AsyncIterator[Node]:
         node = Node(settings, keys, database, dispatcher, health, http, wallet)
         stack.push_async_callback(_cancel, node.background)
         _spawn(node, "recovery", lambda: _recover(wallet, store))
+        _spawn(node, "reconciliation", lambda: _reconcile(reconciler))
+        _spawn(node, "watchdog", watchdog.run)
+        _spawn(node, "invoices", invoices.run)
+        if settings.payout.address:
+            payee = await stack.enter_async_context(
+                LnurlPayee(guard, allow_http=settings.discovery.allow_private_addresses)
+            )
+            payouts = Payouts(lightning, payee, payout_terms(settings), watchdog.problem)
+            _spawn(node, "payouts", payouts.run)
         _spawn(node, "housekeeping", lambda: _housekeep(settings, messages))
         for url in mints:
             _spawn(node, f"keysets {url}", lambda url=url: _refresh(wallet, url))  # type: ignore[misc]
@@ -271,6 +326,52 @@ async def running(settings: Settings) -> AsyncIterator[Node]:
 
 
 # -- parts ---------------------------------------------------------------------------------
+
+
+def accepted_mint(mint: MintSettings, session: aiohttp.ClientSession) -> AcceptedMint:
+    client = GuardedMint(session, mint.url, timeout_s=mint.timeout_s)
+    return AcceptedMint(
+        client,
+        mint.units,
+        circuit=client.circuit,
+        max_balance=to_msat(mint.max_balance_sat, "sat") if mint.max_balance_sat else None,
+        require_dleq=mint.require_dleq,
+    )
+
+
+def _invoice_limits(settings: Settings) -> InvoiceLimits:
+    wanted = settings.lightning
+    return InvoiceLimits(
+        min_sat=wanted.min_sat,
+        max_sat=wanted.max_sat,
+        max_open=wanted.max_open,
+        max_open_per_peer=wanted.max_open_per_peer,
+        expiry_s=int(wanted.expiry_s),
+        grace_s=int(wanted.grace_s),
+    )
+
+
+def payout_terms(settings: Settings) -> PayoutTerms:
+    """When and how much is paid out."""
+    wanted = settings.payout
+    return PayoutTerms(
+        address=wanted.address or None,
+        floor=to_msat(wanted.floor_sat, "sat"),
+        cap=to_msat(wanted.cap_sat, "sat"),
+        reserve=to_msat(wanted.reserve_sat, "sat"),
+        max_fee_ppm=wanted.max_fee_ppm,
+        max_fee_base=to_msat(wanted.max_fee_base_sat, "sat"),
+        interval_s=wanted.interval_s,
+    )
+
+
+def _trouble(circuit: Circuit) -> str | None:
+    return None if circuit.state == "closed" else "does not answer"
+
+
+def _no_mint(circuits: Collection[Circuit]) -> str | None:
+    """Without any mint no client can pay with a token. A node may have none at all."""
+    return "no mint answers" if circuits and all(map(_trouble, circuits)) else None
 
 
 def _pool(settings: Settings, keys: Keys, guard: NetGuard) -> RelayPool:
@@ -316,6 +417,7 @@ def _info(settings: Settings, keys: Keys) -> NodeInfo:
         version=__version__,
         npub=keys.npub,
         mints=tuple(mint.url for mint in settings.mints),
+        pubkey_lock=lock_key(keys.pubkey),
         http_urls=settings.http.public_urls,
         onion_url=settings.http.onion_url,
         relays=nostr.relays if nostr.requests else (),
@@ -331,6 +433,7 @@ def _announcement(
         about=info.about,
         urls=(*info.http_urls, *onion),
         mints=info.mints,
+        pubkey_lock=info.pubkey_lock,
         version=info.version,
         relays=pool.urls if settings.nostr.requests else (),
         wraps=info.wraps,
@@ -404,6 +507,32 @@ async def _recover(wallet: Wallet, store: SqliteWalletStore) -> None:
                 await wallet.close_idle(account_id)
             except NodeError as error:
                 log.info("idle_request_kept", account=account_id, reason=str(error))
+        await asyncio.sleep(RECOVERY_INTERVAL_S)
+
+
+async def _check_restored(wallet: Wallet, reconciler: Reconciler) -> None:
+    """After a restore: ask the mints about our coins before anybody is served."""
+    unchecked = await reconciler.begin()
+    if not unchecked:
+        return
+    log.warning("database_restored", unchecked=unchecked)
+    try:
+        async with asyncio.timeout(RECONCILE_TIMEOUT_S):
+            await wallet.recover()
+            await reconciler.run()
+    except TimeoutError:
+        log.warning("mints_not_checked_in_time", hint="those stay out of use until they are")
+
+
+def _unchecked(reconciler: Reconciler) -> str | None:
+    return "mints not checked yet" if reconciler.waiting else None
+
+
+async def _reconcile(reconciler: Reconciler) -> None:
+    """Until every mint is checked and no coin is parked."""
+    while True:
+        if not await reconciler.run():
+            return
         await asyncio.sleep(RECOVERY_INTERVAL_S)
 
 

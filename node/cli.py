@@ -11,18 +11,16 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from node.commands import money, payout
+from node.commands.common import EXIT_FAILED, ConfigOption, Failure, exit_codes, load
+
 if TYPE_CHECKING:
     from node.settings import Settings
-
-EXIT_FAILED = 1
-EXIT_USAGE = 2
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -54,17 +52,6 @@ keys_app = typer.Typer(
 )
 app.add_typer(keys_app, name="keys")
 
-ConfigOption = Annotated[
-    Path,
-    typer.Option(
-        "--config",
-        "-c",
-        envvar="NODESTR_CONFIG",
-        metavar="FILE",
-        help="The node's TOML file; config/node.example.toml explains every key.",
-    ),
-]
-
 
 @app.command(
     short_help="Run a node.",
@@ -76,8 +63,8 @@ Examples:
 )
 def serve(config: ConfigOption) -> None:
     """Run a node until SIGTERM or Ctrl-C; running requests are finished first."""
-    with _exit_codes():
-        settings = _load(config)
+    with exit_codes():
+        settings = load(config)
         settings.check_secrets()
         settings.keys()
         _serve(settings)
@@ -119,11 +106,15 @@ def check_config(config: ConfigOption) -> None:
 
     Secrets are shown as where they are kept, never as what they are.
     """
-    with _exit_codes():
-        settings = _load(config)
+    with exit_codes():
+        settings = load(config)
         settings.check_secrets()
         settings.keys()
         typer.echo(json.dumps(settings.document(), indent=2, ensure_ascii=False))
+
+
+money.register(app)
+payout.register(app)
 
 
 @keys_app.command(
@@ -144,7 +135,7 @@ def generate(
     ] = None,
 ) -> None:
     """Make a new key: the private key goes to FILE or standard output, the public one is shown."""
-    with _exit_codes():
+    with exit_codes():
         from discovery.nostr.keys import Keys
 
         keys = Keys.generate()
@@ -166,8 +157,8 @@ Examples:
 )
 def show(config: ConfigOption) -> None:
     """Show the public side of the node's key, and the identifier (d) of its announcement."""
-    with _exit_codes():
-        settings = _load(config)
+    with exit_codes():
+        settings = load(config)
         keys = settings.keys()
         typer.echo(f"npub     {keys.npub}")
         typer.echo(f"pubkey   {keys.pubkey}")
@@ -233,11 +224,11 @@ def demo(
         raise typer.BadParameter("--upstream and --model go together")
     if upstream_key_env and not upstream:
         raise typer.BadParameter("--upstream-key-env needs --upstream")
-    with _exit_codes():
+    with exit_codes():
         try:
             from node.demo.walk import DemoOptions, run_demo
         except ModuleNotFoundError as error:
-            raise _Failure(f"the demo needs {error.name}: pip install 'nodestr[demo]'") from None
+            raise Failure(f"the demo needs {error.name}: pip install 'nodestr[demo]'") from None
         options = DemoOptions(
             check=check,
             json=as_json,
@@ -263,38 +254,6 @@ def version() -> None:
     from node import __version__
 
     typer.echo(f"nodestr {__version__}")
-
-
-class _Failure(Exception):
-    """Ends the command with exit code 1 and this one line."""
-
-
-@contextmanager
-def _exit_codes() -> Iterator[None]:
-    """Problems end the command with one line each on standard error, not with a traceback."""
-    from node.settings_types import SettingsError
-
-    try:
-        yield
-    except SettingsError as error:
-        for problem in error.problems:
-            typer.echo(f"nodestr: {problem}", err=True)
-        raise typer.Exit(EXIT_USAGE) from None
-    except (_Failure, OSError) as error:
-        typer.echo(f"nodestr: {error}", err=True)
-        raise typer.Exit(EXIT_FAILED) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(EXIT_FAILED) from None
-
-
-def _load(config: Path) -> Settings:
-    """The settings, with logging set up as they say."""
-    from node import settings
-    from node.ops import logging
-
-    loaded = settings.load(config)
-    logging.configure(loaded.log.level, loaded.log.format)
-    return loaded
 
 
 def _write_private(path: Path, text: str) -> None:

@@ -8,8 +8,9 @@ An error knows its wire form (status, ``type``, ``code``, retry hints) and one p
     │   ContextLengthExceeded, RequestTooLarge, UnsupportedMedia, RequestIncomplete
     ├── MissingKey, InvalidApiKey, KeyExpired                                  who are you?
     ├── InsufficientBalance                                                    pay first (NUT-24)
+    ├── LimitExceeded                                                          of a child key
     ├── TokenMalformed, TokenAlreadySpent, MintNotAccepted, FeesExceedAmount   the token is wrong
-    ├── MintUnreachable, MintLiquidity, Pending                                the mint; ask again
+    ├── MintUnreachable, MintFull, MintLiquidity, Pending                      the mint; ask again
     ├── IdempotencyConflict, RateLimitExceeded, ServerDraining, Interrupted
     ├── UpstreamFailed, UpstreamTimeout                                        nothing charged
     └── InternalError                                                          a bug
@@ -201,6 +202,16 @@ class InsufficientBalance(NodeError):
         return headers
 
 
+class LimitExceeded(NodeError):
+    """Paying more does not help: the owner of the key has set the limit."""
+
+    status = 402
+    type = "insufficient_quota"
+    code = "balance_limit_exceeded"
+    default = "the spending limit of this key does not cover this request"
+    retry = False
+
+
 class _InvalidToken(NodeError):
     status = 400
     type = "invalid_token"
@@ -246,6 +257,16 @@ class MintLiquidity(_MintTrouble):
     status = 422
     code = "mint_liquidity"
     default = "no single mint holds that much here; ask for less or name another mint"
+    retry = False
+
+
+class MintFull(_MintTrouble):
+    status = 422
+    code = "mint_full"
+    default = (
+        "this node holds as much of that mint's money as it wants to; your token is untouched,"
+        " pay with one of another mint"
+    )
     retry = False
 
 

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from asyncio import Future
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -11,17 +19,32 @@ from node.core.accounts import (
     Account,
     Balance,
     Closed,
+    FoundCoin,
     HoldRequest,
     IssueRequest,
     NewAccount,
     Operation,
+    OwnCoin,
     Role,
+    Settled,
     Source,
 )
 from node.core.catalog import Model
 from node.core.ecash import Keyset, Proof, Token
+from node.core.keys import ChildKey, NewChildren, Spending, Terms
+from node.core.lightning import (
+    Invoice,
+    MeltRequest,
+    NewInvoice,
+    Payable,
+    PayRequest,
+    Quoted,
+    Room,
+)
 from node.core.money import Msat
+from node.core.transactions import Page, Position
 from node.core.usage import Usage
+from node.errors import NodeError
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +129,45 @@ class Ledger(Protocol):
     async def account(self, key: str, role: Role = "spend") -> Account: ...
     async def has_admin_key(self, account_id: int) -> bool: ...
     async def balance(self, account_id: int) -> Balance: ...
+    async def terms(self, account_id: int) -> Terms: ...
     def hold(self, account_id: int, request: HoldRequest) -> Future[int]: ...
     def settle(self, hold_id: int, cost: Msat, usage: Usage) -> Awaitable[Msat]: ...
     def release(self, hold_id: int) -> Awaitable[None]: ...
     async def release_all(self) -> int: ...
+
+
+class KeyStore(Protocol):
+    """Child keys and the terms of accounts; see ``node.ledger.keys``."""
+
+    def create(self, account_id: int, new: NewChildren) -> Awaitable[list[ChildKey]]: ...
+    async def children(self, account_id: int) -> list[ChildKey]: ...
+    async def child(self, child_id: int) -> ChildKey: ...
+    async def spending(self, account_id: int) -> dict[int | None, Spending]: ...
+    async def reset(self, account_id: int, hashed: str) -> None: ...
+    async def revoke(self, account_id: int, hashed: str) -> None: ...
+    async def to_refund(self, limit: int) -> list[tuple[int, str]]: ...
+
+
+class Statements(Protocol):
+    """What happened on an account; see ``node.ledger.transactions``."""
+
+    async def page(self, account_id: int, after: Position | None, limit: int) -> Page: ...
+    async def paid_for(self, account_id: int, request_id: str) -> bool: ...
+
+
+class Refunder(Protocol):
+    """Pays what an account has over Lightning."""
+
+    def check(self, address: str) -> None:
+        """Raise InvalidValue when ``address`` is not one that could be paid."""
+        ...
+
+    async def refund(self, account_id: int, address: str) -> None:
+        """Pay all of the account's money out to ``address``; journalled, never paid twice.
+
+        Raises a NodeError when it cannot be done now; the money is then still the account's.
+        """
+        ...
 
 
 class WalletStore(Protocol):
@@ -128,6 +186,9 @@ class WalletStore(Protocol):
         fee: int,
         keyset: Keyset,
         into: NewAccount | int,
+        *,
+        max_balance: Msat | None = ...,
+        barred: NodeError | None = ...,
     ) -> Awaitable[Operation]: ...
     def finish_receive(
         self, operation: Operation, coins: Sequence[tuple[str, Proof]]
@@ -153,6 +214,9 @@ class WalletStore(Protocol):
         self, operation_id: str, account_id: int, sources: Sequence[Source]
     ) -> Awaitable[Closed]: ...
     def fail(self, operation: Operation, error: str) -> Awaitable[None]: ...
+    def write_off(
+        self, operation: Operation, spent: Sequence[str], error: str
+    ) -> Awaitable[None]: ...
     def salvage(
         self, operation: Operation, coins: Sequence[tuple[str, Proof]]
     ) -> Awaitable[None]: ...
@@ -171,6 +235,80 @@ class WalletStore(Protocol):
     async def idle_request_accounts(self, older_than_s: int) -> list[int]: ...
     async def holdings(self) -> dict[tuple[str, str], int]: ...
     async def secret(self, name: str, make: Callable[[], str]) -> str: ...
+
+
+class ReconcileStore(Protocol):
+    """Our coins after a restore; see ``node.ledger.reconciling`` for states and outcomes."""
+
+    async def unchecked(self, mints: Collection[str]) -> list[str]: ...
+    async def finish(self, mints: Collection[str]) -> bool: ...
+    async def parked(self) -> list[str]: ...
+    async def coins(self, mint: str) -> list[OwnCoin]: ...
+    async def counter(self, keyset_id: str) -> int: ...
+    async def settle(
+        self,
+        mint: str,
+        *,
+        spent: Sequence[str] = ...,
+        pending: Sequence[str] = ...,
+        unspent: Sequence[str] = ...,
+        found: Sequence[FoundCoin] = ...,
+        counters: Mapping[str, int] | None = ...,
+    ) -> Settled: ...
+
+
+class LightningStore(Protocol):
+    """Invoices and payouts; see ``node.ledger.lightning`` for states and outcomes."""
+
+    async def check_room(self, peer: str, room: Room) -> None: ...
+    def open_invoice(
+        self, new: NewInvoice, into: NewAccount | int, room: Room
+    ) -> Awaitable[Invoice]: ...
+    async def invoice(self, hashed: str) -> Invoice | None: ...
+    async def pending_invoices(self) -> list[Invoice]: ...
+    def forget(self, hashed: str) -> Awaitable[None]: ...
+    async def exposure(self, mint: str) -> Msat: ...
+    def begin_mint(
+        self, operation_id: str, hashed: str, keyset: Keyset
+    ) -> Awaitable[Operation | None]: ...
+    def finish_mint(
+        self, operation: Operation, coins: Sequence[tuple[str, Proof]], *, of: str = ...
+    ) -> Awaitable[None]: ...
+    def fail_mint(self, operation: Operation, error: str) -> Awaitable[None]: ...
+    async def failed_mints(self, mint: str, quote: str) -> list[Operation]: ...
+    def begin_melt(self, request: MeltRequest) -> Awaitable[Operation]: ...
+    def finish_melt(
+        self, operation: Operation, change: Sequence[tuple[str, Proof]]
+    ) -> Awaitable[None]: ...
+    def salvage_melt(
+        self, operation: Operation, change: Sequence[tuple[str, Proof]]
+    ) -> Awaitable[None]: ...
+    def fail_melt(self, operation: Operation, error: str) -> Awaitable[None]: ...
+    async def payable(self, mint: str, unit: str) -> Payable: ...
+
+
+class Lightning(Protocol):
+    """Lightning through the mints; see ``node.ecash.lightning.Lightning``."""
+
+    async def quote(self, amount_sat: int, first: str | None = None) -> Quoted: ...
+    async def collect(self, invoice: Invoice) -> Literal["paid", "unpaid", "gone", "unknown"]: ...
+    async def payable(self) -> list[Payable]: ...
+    def read(self, bolt11: str) -> PayRequest: ...
+    async def pay(
+        self,
+        request: PayRequest,
+        destination: str,
+        payable: Payable,
+        *,
+        max_fee: Msat,
+        reserve: Msat,
+    ) -> Operation: ...
+
+
+class Payee(Protocol):
+    """Makes invoices for a Lightning address; see ``node.ecash.lnurl``."""
+
+    async def invoice(self, destination: str, amount: Msat) -> PayRequest: ...
 
 
 class Wallet(Protocol):

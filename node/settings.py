@@ -19,11 +19,14 @@ from node.settings_sections import (
     DiscoverySettings,
     HttpSettings,
     LedgerSettings,
+    LightningSettings,
     LogSettings,
     MintSettings,
     ModelSettings,
     NodeSettings,
     NostrSettings,
+    PaymentSettings,
+    PayoutSettings,
     UpstreamSettings,
 )
 from node.settings_sources import (
@@ -56,10 +59,13 @@ class Settings(BaseSettings):
     http: HttpSettings = HttpSettings()
     nostr: NostrSettings = NostrSettings()
     mints: tuple[MintSettings, ...] = ()
+    payments: PaymentSettings = PaymentSettings()
     upstreams: tuple[UpstreamSettings, ...] = ()
     models: tuple[ModelSettings, ...] = ()
     discovery: DiscoverySettings = DiscoverySettings()
     ledger: LedgerSettings = LedgerSettings()
+    lightning: LightningSettings = LightningSettings()
+    payout: PayoutSettings = PayoutSettings()
     log: LogSettings = LogSettings()
 
     @classmethod

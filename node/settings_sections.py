@@ -1,6 +1,6 @@
 """The sections of the settings. The docstring under a field is its description.
 
-Names carry the unit: ``_s`` seconds, ``_bytes`` bytes, ``_msat`` millisatoshi.
+Names carry the unit: ``_s`` seconds, ``_bytes`` bytes, ``_sat`` satoshi, ``_msat`` millisatoshi.
 """
 
 from __future__ import annotations
@@ -149,6 +149,21 @@ class MintSettings(Section):
     """Units taken from it."""
     timeout_s: Seconds = 15
     """Deadline of one call to the mint."""
+    max_balance_sat: Annotated[Whole, Field(ge=0, lt=2**43)] = 0
+    """Most that the node's coins of this mint may be worth; a payment that would exceed it is
+    refused. 0: no limit."""
+    require_dleq: bool = False
+    """Refuse coins without the proof that the mint signed them (NUT-12); false proofs are always
+    refused."""
+
+
+class PaymentSettings(Section):
+    """[payments] what a client that has to pay is asked for."""
+
+    lock: bool = False
+    """Ask for tokens that are locked to the node's key (NUT-11). Others are taken all the same."""
+    request_format: Literal["creqA", "creqB"] = "creqA"
+    """Form of the payment request in a 402 answer: creqA (NUT-18) or creqB (NUT-26)."""
 
 
 class UpstreamSettings(Section):
@@ -261,6 +276,55 @@ class LedgerSettings(Section):
 
     reply_keep_s: Annotated[Seconds, Field(ge=87_000)] = 90_000
     """How long answers are kept so that a repeated request gets the same one."""
+    watchdog_interval_s: Seconds = 60
+    """How often the books are added up, to see that the coins cover what clients are owed."""
+    child_key_cost_msat: Annotated[int, Field(ge=0, le=1_000_000_000)] = 0
+    """What an account pays for each child key it makes."""
+
+
+class LightningSettings(Section):
+    """[lightning] filling accounts over Lightning, through the mints."""
+
+    min_sat: Count = 1
+    """Smallest invoice."""
+    max_sat: Count = 1_000_000
+    """Largest invoice."""
+    max_open: Count = 1000
+    """Most unpaid invoices, of everybody."""
+    max_open_per_peer: Count = 50
+    """Most unpaid invoices of one sender or address (behind a proxy all clients have one)."""
+    expiry_s: Seconds = 3600
+    """After this an invoice is told to be expired, or earlier when its mint says so."""
+    grace_s: Seconds = 86_400
+    """How long after that a payment is still looked for, and credited."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.max_sat < self.min_sat:
+            raise ValueError("max_sat is below min_sat")
+        return self
+
+
+class PayoutSettings(Section):
+    """[payout] paying what the node has earned to its operator."""
+
+    address: Annotated[
+        str,
+        Field(max_length=2000, pattern=r"^$|^[^@\s]+@[^@\s]+$|^(lnurl1|LNURL1)[0-9A-Za-z]+$"),
+    ] = ""
+    """Lightning address (name@host) or LNURL-pay link; without it nothing is paid by itself."""
+    floor_sat: Count = 10_000
+    """Pay when at least that much was earned beyond the reserve."""
+    cap_sat: Count = 1_000_000
+    """Most of one payout."""
+    reserve_sat: Annotated[Whole, Field(ge=0)] = 1_000
+    """Earnings that stay, for the mints' fees."""
+    interval_s: Seconds = 3600
+    """How often the earnings are looked at."""
+    max_fee_ppm: Annotated[Whole, Field(ge=0, le=200_000)] = 20_000
+    """Most that Lightning may cost, in millionths of the amount."""
+    max_fee_base_sat: Annotated[Whole, Field(ge=0)] = 5
+    """Most that Lightning may cost when the above is less."""
 
 
 class LogSettings(Section):

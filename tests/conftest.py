@@ -8,10 +8,14 @@ from typing import Any, TypeAlias
 
 import aiohttp
 import pytest
+from hypothesis import settings
 
 from node.demo.mint import EmbeddedMint
 from node.demo.purse import Purse
 from node.demo.relay import EmbeddedRelay
+
+settings.register_profile("nodestr", deadline=None)  # no test depends on speed
+settings.load_profile("nodestr")
 
 OpenPurse: TypeAlias = Callable[..., Awaitable[Purse]]
 

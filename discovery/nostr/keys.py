@@ -83,6 +83,14 @@ class Keys:
         sig: str = self._private.sign(bytes.fromhex(id_)).hex()
         return Event(id_, self._pubkey, when, kind, frozen, content, sig)
 
+    def sign_digest(self, digest: bytes) -> str:
+        """A BIP-340 signature over 32 bytes, hex; always the same one for the same digest.
+
+        Raises ValueError for another length.
+        """
+        sig: bytes = self._private.sign(digest, bytes(_KEY_BYTES))
+        return sig.hex()
+
     def conversation_key(self, pubkey_hex: str) -> bytes:
         """The NIP-44 key shared with ``pubkey_hex``. Raises InvalidKey when that is no key."""
         return nip44.conversation_key(self._private.raw_secret, pubkey_hex)

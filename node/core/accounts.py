@@ -172,3 +172,30 @@ class Closed:
     change: Operation | None
     open: bool = False
     """True: the change cannot be issued just now; the account keeps its money."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnCoin:
+    """A coin of ours that no operation is using, by its NUT-00 Y."""
+
+    y: str
+    value: Msat
+    parked: bool
+    """Out of use since the mint called it pending."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundCoin:
+    """A coin of ours that a mint has signed and the database does not know."""
+
+    y: str
+    unit: str
+    proof: Proof
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What a check of our coins changed in the books."""
+
+    lost: Msat
+    found: Msat

@@ -18,6 +18,8 @@ class NodeInfo:
     http_urls: tuple[str, ...] = ()
     """Public base URLs without ``/v1``; the first is the preferred one."""
     onion_url: str | None = None
+    pubkey_lock: str = ""
+    """The key to which tokens for it may be locked (NUT-11), a compressed point, hex."""
     relays: tuple[str, ...] = ()
     """Relays on which it reads requests."""
     wraps: tuple[int, ...] = (21059, 1059)

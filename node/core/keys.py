@@ -36,7 +36,7 @@ class ChildTerms:
 
 @dataclass(frozen=True, slots=True)
 class NewChildren:
-    """Child keys to make for an account.
+    """Child keys to make for an account, by the key that begins with ``parent``.
 
     ``names``: a random name for each; the key follows from it. ``hash_of``: name → hash of the
     key. ``request_key``: asking again under it gives the same keys.
@@ -44,6 +44,7 @@ class NewChildren:
 
     names: tuple[str, ...]
     hash_of: Callable[[str], str]
+    parent: str
     terms: ChildTerms
     cost: Msat
     """What making all of them costs, in msat."""
@@ -56,6 +57,7 @@ class ChildKey:
 
     id: int
     name: str = field(repr=False)
+    parent: str
     terms: ChildTerms
     spent: Msat
     held: Msat

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -45,6 +45,7 @@ class EmbeddedMint:
         units: any of ``sat``, ``msat``.
         start_timeout_s: how long the mint may take until it answers.
         stop_timeout_s: how long it may take to end before it is killed.
+        settings: further variables of its environment, read at each start.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class EmbeddedMint:
         units: Sequence[str] = ("sat",),
         start_timeout_s: float = 60.0,
         stop_timeout_s: float = 5.0,
+        settings: Mapping[str, str] | None = None,
     ) -> None:
         self.directory = directory
         self.port = port or _free_port()
@@ -63,6 +65,7 @@ class EmbeddedMint:
         self._units = tuple(units)
         self._start_timeout_s = start_timeout_s
         self._stop_timeout_s = stop_timeout_s
+        self.settings = dict(settings or {})
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -153,7 +156,7 @@ class EmbeddedMint:
             "FAKEWALLET_BRR": "TRUE",
             "FAKEWALLET_DELAY_INCOMING_PAYMENT": "0",
             "FAKEWALLET_DELAY_OUTGOING_PAYMENT": "0",
-        }
+        } | self.settings
 
     def _wait_ready(self) -> None:
         deadline = time.monotonic() + self._start_timeout_s

@@ -19,7 +19,8 @@ refusal only says that this request was refused, not that an earlier one will ne
 | refused                    | SPENT      | none signed | a failed operation with these inputs    |
 |                            |            |             | landed late: salvage it, start again;   |
 |                            |            |             | else receive: token already spent,      |
-|                            |            |             | send: our coins are gone: alarm, stays  |
+|                            |            |             | send: our coins are gone: alarm; after  |
+|                            |            |             | ABANDON_AFTER_S book the loss, fail     |
 | refused                    | PENDING    | -           | stays an intent                         |
 | no connection, first try   | -          | -           | nothing was sent: fail, unreachable     |
 | timeout, 5xx, 429, dropped | -          | -           | stays an intent                         |
@@ -38,6 +39,7 @@ import structlog
 
 from node.core.accounts import Operation
 from node.core.ecash import BlindedMessage, BlindSignature, Dleq, Keyset, Proof
+from node.ecash.batching import SwapQueue
 from node.ecash.crypto import (
     blind,
     derive_secret,
@@ -45,8 +47,9 @@ from node.ecash.crypto import (
     unblind,
     verify_signature_dleq,
 )
+from node.ecash.failures import FailureMemory
 from node.ecash.keysets import AcceptedMint, Keysets
-from node.ecash.mint import MintClient, MintError, MintOffline, MintRejected, MintUnknown, swap_body
+from node.ecash.mint import MintClient, MintError, MintOffline, MintRejected, MintUnknown
 from node.errors import MintUnreachable, NodeError, TokenAlreadySpent, TokenMalformed
 from node.ports import WalletStore
 
@@ -70,11 +73,14 @@ class Crossing:
         mints: Mapping[str, AcceptedMint],
         keysets: Keysets,
         seed: bytes,
+        failures: FailureMemory | None = None,
     ) -> None:
         self._store = store
         self._mints = mints
         self._keysets = keysets
         self._seed = seed
+        self._failures = FailureMemory() if failures is None else failures
+        self._queues: dict[str, SwapQueue] = {}
         self.kinds: dict[str, Crossing] = {}
         """Operations of these kinds cross in their own way."""
 
@@ -112,9 +118,8 @@ class Crossing:
             raise MintUnknown("nothing here drives operations of that kind")
         keyset = await self._keyset_of(operation)
         coins = self._derive(operation)
-        body = swap_body(operation.inputs, [message for message, _, _ in coins])
         try:
-            signatures = await client.swap(body)
+            signatures = await self._swap(operation, client, coins, alone=not fresh)
         except MintRejected as rejected:
             log.info("swap_refused", operation=operation.id, kind=operation.kind)
             return await self._judge(operation, client, keyset, coins, rejected, fresh)
@@ -126,6 +131,19 @@ class Crossing:
             await self._store.note_attempt(operation.id)
             raise
         return await self._complete(operation, keyset, coins, signatures)
+
+    async def _swap(
+        self, operation: Operation, client: MintClient, coins: Sequence[Coin], *, alone: bool
+    ) -> list[BlindSignature]:
+        """Send the swap through its mint's queue."""
+        queue = self._queues.setdefault(operation.mint, SwapQueue(client))
+        fees = self._keysets.fees(operation.mint)
+        return await queue.swap(
+            operation.inputs,
+            [message for message, _, _ in coins],
+            fee_ppk=sum(fees.get(proof.keyset_id, 0) for proof in operation.inputs),
+            alone=alone,
+        )
 
     async def _keyset_of(self, operation: Operation) -> Keyset:
         keyset_id = operation.outputs[0].keyset_id
@@ -191,6 +209,7 @@ class Crossing:
                 return await self._fail(operation, START_AGAIN)
             if not fresh and time.time() - operation.unknown_at < ABANDON_AFTER_S:
                 raise rejected
+            self._failures.refused(operation.inputs, rejected.code)
             code = TokenMalformed.code if operation.kind == "receive" else MintUnreachable.code
             return await self._fail(operation, code)
         if "PENDING" in states or found:
@@ -202,9 +221,15 @@ class Crossing:
         if any(late):
             return await self._fail(operation, START_AGAIN)
         if operation.kind == "receive":
+            self._failures.spent(operation.inputs)
             return await self._fail(operation, TokenAlreadySpent.code)
         log.error("own_coins_spent_elsewhere", operation=operation.id, mint=operation.mint)
-        raise rejected
+        if fresh or time.time() - operation.unknown_at < ABANDON_AFTER_S:
+            raise rejected
+        answers = zip(ys, await client.check_state(ys), strict=True)
+        spent = [y for y, state in answers if state == "SPENT"]
+        await self._store.write_off(operation, spent, START_AGAIN)
+        return await self._store.operation(operation.id)
 
     async def landed_late(self, failed: Operation) -> bool:
         """Whether a failed operation landed at the mint after all; then it is salvaged."""
@@ -214,8 +239,9 @@ class Crossing:
         signatures = await self._restored(self._mints[failed.mint].client, coins)
         if len(signatures) != len(coins):
             return False
-        log.error("operationlanded_late", operation=failed.id, kind=failed.kind)
+        log.error("operation_landed_late", operation=failed.id, kind=failed.kind)
         await self._complete(failed, await self._keyset_of(failed), coins, signatures)
+        self._failures.forget(failed.inputs)
         return True
 
     async def _restored(self, client: MintClient, coins: Sequence[Coin]) -> list[BlindSignature]:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import structlog
 
 from node.core.accounts import Source
 from node.core.ecash import BlindedMessage, Keyset
+from node.core.money import Msat
+from node.ecash.circuit import Circuit
 from node.ecash.crypto import blind, derive_secret
-from node.ecash.mint import MintClient, MintError
+from node.ecash.mint import MintClient, MintError, MintRejected
 from node.errors import MintUnreachable
 from node.ports import WalletStore
 
@@ -30,10 +32,16 @@ _YIELD_EVERY = 50
 
 @dataclass(frozen=True, slots=True)
 class AcceptedMint:
-    """A mint of the allowlist, and the units taken from it."""
+    """A mint of the allowlist, and what is taken from it."""
 
     client: MintClient
     units: tuple[str, ...] = ("sat",)
+    circuit: Circuit = field(default_factory=Circuit)
+    """Of ``client``, when it is guarded by one."""
+    max_balance: Msat | None = None
+    """Most that our coins of it may be worth; what would exceed it is refused."""
+    require_dleq: bool = False
+    """Refuse coins that do not prove whose they are (NUT-12)."""
 
 
 class Keysets:
@@ -50,7 +58,8 @@ class Keysets:
         self._seed = seed
         self._keysets: dict[str, dict[str, Keyset]] = {url: {} for url in mints}
         self._scanned: set[str] = set()
-        self._scanning = asyncio.Lock()
+        self._scanning = {url: asyncio.Lock() for url in mints}
+        self._blocked: set[str] = set()
 
     async def start(self) -> None:
         """Load what is known of the mints' keysets from the store; asks no mint."""
@@ -68,6 +77,14 @@ class Keysets:
     def scan_again(self, keyset_id: str) -> None:
         """A counter turned out to be in use: look before the keyset is used next."""
         self._scanned.discard(keyset_id)
+
+    def block(self, mint: str) -> None:
+        """Make and give out no coins of this mint until ``unblock``."""
+        self._blocked.add(mint)
+
+    def unblock(self, mint: str) -> None:
+        """The mint's coins may be used."""
+        self._blocked.discard(mint)
 
     async def refresh(self, mint: str) -> None:
         """Ask a mint for its keysets and store them. Raises MintUnreachable."""
@@ -94,8 +111,33 @@ class Keysets:
         gone = {k.id: Keyset(k.id, k.unit, False, k.input_fee_ppk, k.keys) for k in known.values()}
         self._keysets[mint] = gone | {keyset.id: keyset for keyset in keysets}
 
+    async def keys(self, mint: str, keyset_id: str) -> Mapping[int, str]:
+        """Amount → public key of a listed keyset, also of one that is no longer active.
+
+        Asks the mint the first time. Empty when the mint does not tell. Raises MintUnreachable.
+        """
+        listed = self._keysets[mint][keyset_id]
+        if listed.keys:
+            return listed.keys
+        try:
+            found = await self._mints[mint].client.keys(keyset_id)
+        except MintRejected as error:
+            log.warning("keys_withheld", mint=mint, keyset=keyset_id, reason=str(error))
+            return {}
+        except MintError as error:
+            raise MintUnreachable(retry_after_s=RETRY_S, private=str(error)) from error
+        now = self._keysets[mint][keyset_id]
+        self._keysets[mint][keyset_id] = replace(now, keys=found.keys)
+        await self._store.save_keysets(mint, self._keysets[mint].values())
+        return found.keys
+
     async def active(self, mint: str, unit: str) -> Keyset:
         """The keyset for new coins: active, cheapest. Raises MintUnreachable."""
+        if mint in self._blocked:
+            raise MintUnreachable(
+                retry_after_s=RETRY_S,
+                private=f"{mint}: our coins are not checked since the restore",
+            )
         for attempt in (1, 2):
             usable = [
                 k for k in self._keysets[mint].values() if k.active and k.unit == unit and k.keys
@@ -115,7 +157,7 @@ class Keysets:
 
     async def _scan(self, mint: str, keyset_id: str) -> None:
         """Move the counter beyond all outputs the mint has signed. Raises MintUnreachable."""
-        async with self._scanning:
+        async with self._scanning[mint]:
             if keyset_id in self._scanned:
                 return
             first = await self._store.counter(keyset_id)
@@ -141,10 +183,13 @@ class Keysets:
             self._scanned.add(keyset_id)
 
     def sources(self, only: str | None = None) -> list[Source]:
-        """Where tokens may be issued from, in order of preference."""
+        """Where tokens may be issued from, in order of preference.
+
+        A mint that does not answer gives what is in the inventory, and swaps nothing.
+        """
         found = []
         for url, mint in self._mints.items():
-            if only is not None and url != only:
+            if url in self._blocked or (only is not None and url != only):
                 continue
             known = self._keysets[url].values()
             fees = {k.id: k.input_fee_ppk for k in known}
@@ -152,7 +197,11 @@ class Keysets:
                 ready = [
                     k
                     for k in known
-                    if k.active and k.unit == unit and k.keys and k.id in self._scanned
+                    if k.active
+                    and k.unit == unit
+                    and k.keys
+                    and k.id in self._scanned
+                    and mint.circuit.state != "open"
                 ]
                 keyset = min(ready, key=lambda k: (k.input_fee_ppk, k.id), default=None)
                 found.append(Source(url, unit, keyset, fees))

@@ -14,27 +14,29 @@ from collections.abc import Callable, Mapping
 import structlog
 
 from node.core.accounts import Closed, IssueRequest, NewAccount, Operation, Source
-from node.core.ecash import Token, input_fee
-from node.core.money import MSAT_PER_SAT, Msat, ceil_div, to_msat
+from node.core.ecash import Keyset, Token, input_fee
+from node.core.money import Msat, to_msat
 from node.core.usage import Usage
+from node.ecash.circuit import Circuit
 from node.ecash.crossing import START_AGAIN, Crossing
 from node.ecash.crypto import hash_to_curve_hex
+from node.ecash.failures import FailureMemory
+from node.ecash.gate import Gate, PaymentTerms
 from node.ecash.keysets import AcceptedMint, Keysets
 from node.ecash.mint import MintError
-from node.ecash.payment_request import payment_request
-from node.ecash.token import expand_keyset_ids, parse_token
+from node.ecash.reconcile import Reconciler
+from node.ecash.token import parse_token
 from node.errors import (
     ERRORS,
     FeesExceedAmount,
     InsufficientBalance,
     MintLiquidity,
-    MintNotAccepted,
     MintUnreachable,
     NodeError,
     Pending,
     TokenMalformed,
 )
-from node.ports import WalletStore
+from node.ports import ReconcileStore, WalletStore
 
 log = structlog.get_logger()
 
@@ -56,6 +58,7 @@ class Wallet:
         mints: the allowlist, by normalised URL, in order of preference for issuing.
         seed: NUT-13 seed of our secrets.
         wait_s: how long a client's call waits for a mint before it is told Pending.
+        terms: how the node wants to be paid.
     """
 
     def __init__(
@@ -65,12 +68,16 @@ class Wallet:
         seed: bytes,
         *,
         wait_s: float = 30.0,
+        terms: PaymentTerms = PaymentTerms(),  # noqa: B008 — frozen
     ) -> None:
         self._store = store
         self._mints = mints
+        self._seed = seed
         self._wait_s = wait_s
         self._keysets = Keysets(store, mints, seed)
-        self._crossing = Crossing(store, mints, self._keysets, seed)
+        failures = FailureMemory()
+        self._gate = Gate(mints, self._keysets, failures, terms)
+        self._crossing = Crossing(store, mints, self._keysets, seed, failures)
         self._driving: dict[str, asyncio.Task[Operation]] = {}
 
     def adopt(self, kind: str, build: Callable[[Keysets], Crossing]) -> None:
@@ -86,6 +93,18 @@ class Wallet:
         await self._keysets.refresh(mint)
         await self._keysets.prepare(mint)
 
+    async def active_keyset(self, mint: str, unit: str) -> Keyset:
+        """The keyset for new coins of a mint. Raises MintUnreachable."""
+        return await self._keysets.active(mint, unit)
+
+    def reconciler(self, store: ReconcileStore) -> Reconciler:
+        """What checks this wallet's coins against the mints after a restore."""
+        return Reconciler(store, self._store, self._mints, self._keysets, self._seed)
+
+    def circuits(self) -> dict[str, Circuit]:
+        """The state of each mint, by URL."""
+        return {url: mint.circuit for url, mint in self._mints.items()}
+
     def sources(self, only: str | None = None) -> list[Source]:
         """Where tokens may be issued from, in order of preference."""
         return self._keysets.sources(only)
@@ -97,17 +116,11 @@ class Wallet:
         return parse_token(text)
 
     def accept(self, text: str) -> Token:
-        """Parse a token and check its mint against the allowlist; no I/O.
+        """Parse a token, check its mint against the allowlist, and its locks; no I/O.
 
         Raises TokenMalformed, MintNotAccepted.
         """
-        token = parse_token(text)
-        mint = self._mints.get(token.mint)
-        if mint is None:
-            raise MintNotAccepted
-        if token.unit not in mint.units:
-            raise MintNotAccepted(f"this node does not take {token.unit!r} tokens of that mint")
-        return token
+        return self._gate.accept(text)
 
     async def receive(
         self,
@@ -125,11 +138,11 @@ class Wallet:
                 when all that is left is to wait for the mint.
 
         Asking again with the same token for the same purpose gives the same operation. Raises
-        TokenMalformed, MintNotAccepted, FeesExceedAmount, InsufficientBalance,
+        TokenMalformed, MintNotAccepted, MintFull, FeesExceedAmount, InsufficientBalance,
         TokenAlreadySpent, MintUnreachable, Pending.
         """
-        token = self.accept(text)
-        token = await self._expand(token)
+        admitted = await self._gate.admit(self.accept(text))
+        token = admitted.token
         fee = input_fee(token.proofs, self._keysets.fees(token.mint))
         if token.amount <= fee:
             raise FeesExceedAmount
@@ -143,7 +156,16 @@ class Wallet:
         for _ in range(MAX_FRESH_STARTS):
             keyset = await self._keysets.active(token.mint, token.unit)
             operation_id = uuid.uuid4().hex
-            operation = await self._store.begin_receive(operation_id, token, ys, fee, keyset, into)
+            operation = await self._store.begin_receive(
+                operation_id,
+                token,
+                ys,
+                fee,
+                keyset,
+                into,
+                max_balance=admitted.max_balance,
+                barred=admitted.barred,
+            )
             fresh = operation.id == operation_id
             if fresh and on_begun is not None:
                 on_begun()
@@ -154,26 +176,9 @@ class Wallet:
                 raise _refusal(operation)
         raise MintUnreachable(retry_after_s=PENDING_RETRY_S)
 
-    async def _expand(self, token: Token) -> Token:
-        """Full keyset ids for short ones; asks the mint when one is not known."""
-        known = self._keysets.of(token.mint)
-        if not all(proof.keyset_id in known for proof in token.proofs):
-            try:
-                token = expand_keyset_ids(token, known)
-            except TokenMalformed:
-                await self._keysets.refresh(token.mint)
-                known = self._keysets.of(token.mint)
-                token = expand_keyset_ids(token, known)
-        if any(known[proof.keyset_id].unit != token.unit for proof in token.proofs):
-            raise TokenMalformed("the token's keysets are not of its unit")
-        return token
-
     def payment_request(self, amount: Msat) -> str | None:
-        """A NUT-18 request for a token worth ``amount``; None when no mint is accepted."""
-        mints = [url for url, mint in self._mints.items() if "sat" in mint.units]
-        if mints:
-            return payment_request(ceil_div(amount, MSAT_PER_SAT), "sat", mints)
-        return payment_request(amount, "msat", list(self._mints)) if self._mints else None
+        """A request (NUT-24) for a token worth ``amount``; None when no mint is accepted."""
+        return self._gate.payment_request(amount)
 
     # -- issue -----------------------------------------------------------------------------
 
@@ -207,6 +212,7 @@ class Wallet:
             except MintLiquidity:
                 if await self._get_ready(only) or await self._coins_come_back(deadline):
                     continue
+                self._blame_mints(only)
                 raise
             starts += 1
             operation = await self._finish(operation, fresh=operation.id == operation_id)
@@ -256,15 +262,24 @@ class Wallet:
             return Closed(closed.cost, closed.dust, None, open=True)
         return Closed(closed.cost, closed.dust, change)
 
+    def _blame_mints(self, only: str | None) -> None:
+        """Raises MintUnreachable when a mint that does not answer may have what is missing."""
+        for url, mint in self._mints.items():
+            if only in (None, url) and mint.circuit.state != "closed":
+                raise MintUnreachable(retry_after_s=mint.circuit.retry_after_s)
+
     async def _get_ready(self, only: str | None) -> bool:
         """Make swaps possible where they are not yet; whether that helped anywhere."""
         before = sum(source.keyset is not None for source in self.sources(only))
-        for url in self._mints if only is None else (only,):
-            if any(source.keyset is None for source in self.sources(url)):
-                try:
-                    await self._keysets.prepare(url)
-                except MintUnreachable as error:
-                    log.info("mint_not_ready", mint=url, reason=error.private)
+
+        async def prepare(url: str) -> None:
+            try:
+                await self._keysets.prepare(url)
+            except MintUnreachable as error:
+                log.info("mint_not_ready", mint=url, reason=error.private)
+
+        unready = {source.mint for source in self.sources(only) if source.keyset is None}
+        await asyncio.gather(*map(prepare, unready))  # a slow one must not hold up another
         return sum(source.keyset is not None for source in self.sources(only)) > before
 
     async def _coins_come_back(self, deadline: float) -> bool:

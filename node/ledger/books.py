@@ -10,11 +10,14 @@ Every transfer moves msat from one book to another, so all books together are al
             ──▶ TRANSIT ──▶ OUT         the same while a swap is under way (──▶ account if refused)
     REVENUE ──▶ OWN_FEES                what a mint kept of our own swap
             ──▶ LOSS                    coins of ours that somebody else has spent
+            ──▶ PAYOUT                  paid to the operator over Lightning
+            ──▶ TRANSIT ──▶ REVENUE     set aside while a payout is under way, fees included
     LOSS    ──▶ REVENUE                 coins of ours found at a mint that no row told of
 
     received - input fees = charged + dust + issued + in transit + open balances
     our unspent proofs    = open balances + in transit + revenue + dust
 
+    revenue               = charged - own fees - loss - paid out
     liabilities           = open balances + in transit
     equity                = our unspent proofs - liabilities; below zero: insolvent
 """
@@ -40,8 +43,8 @@ class Book(IntEnum):
     DUST = 5
     OWN_FEES = 6
     TRANSIT = 7
-    LOSS = 9
     PAYOUT = 8
+    LOSS = 9
 
 
 FIRST_ACCOUNT = 100
@@ -74,10 +77,10 @@ class Books:
     """A balance sheet; all in msat."""
 
     received_msat: Msat
-    """Face value of every token taken in."""
+    """Face value of every token and invoice taken in."""
     input_fees_msat: Msat
     revenue_msat: Msat
-    """Charged so far (before the node's own fees)."""
+    """Charged so far (before the node's own fees and payouts)."""
     dust_msat: Msat
     issued_msat: Msat
     """Change, withdrawals and refunds."""
@@ -92,6 +95,14 @@ class Books:
     holds_open: int
     loss_msat: Msat = Msat(0)
     """Coins others spent, less coins found: after a restore, or a stolen seed."""
+    payouts_msat: Msat = Msat(0)
+    """What reached the operator over Lightning, without what that cost."""
+
+    @property
+    def earned_msat(self) -> Msat:
+        """What is the node's own by the books: charges and dust, less what was spent of them."""
+        spent = self.own_fees_msat + self.loss_msat + self.payouts_msat
+        return Msat(self.revenue_msat + self.dust_msat - spent)
 
     @property
     def liabilities_msat(self) -> Msat:
@@ -121,14 +132,7 @@ class Books:
         )
         if left != right:
             found.append(f"received - input fees = {left} msat, but uses add up to {right} msat")
-        owned = (
-            self.open_msat
-            + self.transit_msat
-            + self.revenue_msat
-            - self.own_fees_msat
-            - self.loss_msat
-            + self.dust_msat
-        )
+        owned = self.open_msat + self.transit_msat + self.earned_msat
         if self.proofs_msat != owned:
             found.append(f"proofs are worth {self.proofs_msat} msat, the books say {owned} msat")
         return found
@@ -168,7 +172,9 @@ def sum_books(connection: sqlite3.Connection, *, checkpointed: bool = False) -> 
     return Books(
         received_msat=Msat(-sums[Book.IN]),
         input_fees_msat=Msat(sums[Book.INPUT_FEES]),
-        revenue_msat=Msat(sums[Book.REVENUE] + sums[Book.OWN_FEES] + sums[Book.LOSS]),
+        revenue_msat=Msat(
+            sums[Book.REVENUE] + sums[Book.OWN_FEES] + sums[Book.LOSS] + sums[Book.PAYOUT]
+        ),
         dust_msat=Msat(sums[Book.DUST]),
         issued_msat=Msat(sums[Book.OUT]),
         transit_msat=Msat(sums[Book.TRANSIT]),
@@ -179,6 +185,7 @@ def sum_books(connection: sqlite3.Connection, *, checkpointed: bool = False) -> 
         operations_open=one("SELECT COUNT(*) FROM operations WHERE state = 'intent'"),
         holds_open=one("SELECT COUNT(*) FROM holds WHERE state = 'held'"),
         loss_msat=Msat(sums[Book.LOSS]),
+        payouts_msat=Msat(sums[Book.PAYOUT]),
     )
 
 
@@ -191,14 +198,14 @@ def checkpoint(connection: sqlite3.Connection, limit: int) -> bool:
     up_to, _ = _checkpoint(connection)
     row = connection.execute("SELECT COALESCE(MAX(id), 0) FROM transfers").fetchone()
     end = min(int(row[0]), up_to + limit)
+    if end <= up_to:
+        return False
     connection.executemany(
         "INSERT INTO book_sums VALUES (?1, ?2)"
         " ON CONFLICT (book) DO UPDATE SET amount_msat = amount_msat + ?2",
         list(_sums(connection, up_to, end).items()),
     )
-    connection.execute(
-        "INSERT OR REPLACE INTO meta VALUES (?, ?)", (_CHECKPOINT, str(max(up_to, end)))
-    )
+    connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (_CHECKPOINT, str(end)))
     return end < int(row[0])
 
 
@@ -222,7 +229,7 @@ def _checkpoint(connection: sqlite3.Connection) -> tuple[int, dict[int, int]]:
     """(id of the last transfer in the stored sums, the sums by book)."""
     row = connection.execute("SELECT value FROM meta WHERE key = ?", (_CHECKPOINT,)).fetchone()
     sums = connection.execute("SELECT book, amount_msat FROM book_sums")
-    return (0 if row is None else int(row[0])), {book: amount for book, amount in sums}
+    return (0 if row is None else int(row[0])), dict(sums)
 
 
 def _sums(connection: sqlite3.Connection, after: int, up_to: int | None) -> dict[int, int]:
@@ -235,7 +242,7 @@ def _sums(connection: sqlite3.Connection, after: int, up_to: int | None) -> dict
         "  WHERE id > ?1 AND (?2 IS NULL OR id <= ?2)) GROUP BY 1",
         (after, up_to, FIRST_ACCOUNT),
     )
-    return {book: amount for book, amount in rows}
+    return dict(rows)
 
 
 def account_discrepancies(connection: sqlite3.Connection) -> list[str]:
@@ -256,12 +263,15 @@ def account_discrepancies(connection: sqlite3.Connection) -> list[str]:
     ]
 
 
-def read_books(path: Path) -> Books:
-    """The balance sheet of a database file, from outside the node, while it may be running."""
+def read_books(path: Path, *, checkpointed: bool = False) -> Books:
+    """The balance sheet of a database file, from outside the node, while it may be running.
+
+    ``checkpointed`` as for ``sum_books``.
+    """
     connection = open_read_only(path)
     try:
         connection.execute("BEGIN")
-        return sum_books(connection)
+        return sum_books(connection, checkpointed=checkpointed)
     finally:
         connection.close()
 

@@ -8,10 +8,24 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from node.core.accounts import Operation, Output, Source
+from node.core.accounts import FoundCoin, Operation, Output, Source
 from node.core.denominations import pick_covering
 from node.core.ecash import Dleq, Proof
-from node.core.money import ceil_div
+from node.core.money import Msat, ceil_div, to_msat
+
+
+def exposure(conn: sqlite3.Connection, mint: str) -> Msat:
+    """What we would lose with the mint: our coins of it, and the tokens that become such coins."""
+    rows = conn.execute(
+        "SELECT unit, SUM(amount) AS total FROM ("
+        " SELECT unit, amount FROM proofs WHERE mint = ?1 AND state = 'unspent'"
+        " UNION ALL SELECT unit, amount FROM proofs WHERE mint = ?1 AND state = 'reserved'"
+        " UNION ALL SELECT unit, amount - fee FROM operations"
+        "  WHERE mint = ?1 AND kind IN ('receive', 'mint') AND state = 'intent')"
+        " GROUP BY unit",
+        (mint,),
+    )
+    return Msat(sum(to_msat(row["total"], row["unit"]) for row in rows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,3 +162,28 @@ def store_coins(
             for y, proof in coins
         ],
     )
+
+
+def store_loose_coin(conn: sqlite3.Connection, mint: str, coin: FoundCoin) -> bool:
+    """Add a coin of ours that no operation in this database made, as a suspect one.
+
+    False when the database has it already.
+    """
+    proof = coin.proof
+    cursor = conn.execute(
+        "INSERT OR IGNORE INTO proofs (y, mint, unit, keyset_id, amount, secret, c, dleq, state,"
+        " suspect, operation_id, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'unspent', 1, ?, ?)",
+        (
+            coin.y,
+            mint,
+            coin.unit,
+            proof.keyset_id,
+            proof.amount,
+            proof.secret,
+            proof.c,
+            "" if proof.dleq is None else json.dumps(asdict(proof.dleq)),
+            "found",
+            int(time.time()),
+        ),
+    )
+    return cursor.rowcount == 1

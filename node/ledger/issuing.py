@@ -164,7 +164,7 @@ class Issuer:
         """Whether the node has earned the fee of its own swap; then it is spent."""
         if self._earned_msat < fee and time.monotonic() - self._counted_at >= RECOUNT_S:
             self._counted_at = time.monotonic()
-            self._earned_msat = earned(conn)
+            self._earned_msat = _earned(conn)
         if self._earned_msat < fee:
             return False
         self._earned_msat -= fee
@@ -205,8 +205,7 @@ def _less_fee(
     return less, given
 
 
-def earned(conn: sqlite3.Connection) -> int:
-    """What is the node's own, in msat. Reads whole books."""
+def _earned(conn: sqlite3.Connection) -> int:
     row = conn.execute(
         "SELECT COALESCE((SELECT SUM(amount_msat) FROM transfers WHERE destination IN (?1, ?2)), 0)"
         " - COALESCE((SELECT SUM(amount_msat) FROM transfers WHERE source IN (?1, ?2)), 0)",

@@ -13,6 +13,7 @@ from node.core.accounts import NewAccount, Operation, Output
 from node.core.ecash import Dleq, Proof, Token
 from node.errors import InvalidValue, TokenAlreadySpent
 from node.ledger.books import FIRST_ACCOUNT
+from node.ledger.keys import store_terms
 
 
 def _proof_from(data: dict[str, Any]) -> Proof:
@@ -105,6 +106,11 @@ def move(conn: sqlite3.Connection, operation_id: str, to: str, *, of: str = "int
     return cursor.rowcount == 1
 
 
+def set_error(conn: sqlite3.Connection, operation: Operation, error: str) -> None:
+    """Note what a failed operation failed of."""
+    conn.execute("UPDATE operations SET error = ? WHERE id = ?", (error, operation.id))
+
+
 def claimed(
     conn: sqlite3.Connection, token: Token, ys: Sequence[str], into: NewAccount | int
 ) -> Operation | None:
@@ -170,6 +176,7 @@ def open_account(conn: sqlite3.Connection, new: NewAccount, mint: str, unit: str
             "UPDATE accounts SET mint = ?, unit = ?, created_at = ? WHERE id = ?",
             (mint, unit, int(time.time()), account_id),
         )
+    store_terms(conn, account_id, new.terms)
     roles = {**dict.fromkeys(new.aliases, "spend"), **new.keys}
     conn.executemany(
         "INSERT INTO api_keys VALUES (?, ?, ?)",

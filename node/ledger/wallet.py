@@ -37,10 +37,17 @@ from node.core.denominations import plan_outputs
 from node.core.ecash import Keyset, Proof, Token
 from node.core.money import Msat, to_msat
 from node.core.usage import Usage
-from node.errors import Pending
+from node.errors import MintFull, NodeError, Pending
 from node.ledger.accounts import read_balance, release_hold, settle_hold
 from node.ledger.books import Book, transfer
-from node.ledger.coins import advance_counter, next_counter, stock, store_coins, with_counters
+from node.ledger.coins import (
+    advance_counter,
+    exposure,
+    next_counter,
+    stock,
+    store_coins,
+    with_counters,
+)
 from node.ledger.database import Database
 from node.ledger.issuing import Issuer, Serialize, in_transit
 from node.ledger.operations import (
@@ -52,6 +59,7 @@ from node.ledger.operations import (
     open_account,
     operation_from,
 )
+from node.ledger.reconciling import write_off
 
 
 class SqliteWalletStore:
@@ -107,6 +115,9 @@ class SqliteWalletStore:
         fee: int,
         keyset: Keyset,
         into: NewAccount | int,
+        *,
+        max_balance: Msat | None = None,
+        barred: NodeError | None = None,
     ) -> asyncio.Future[Operation]:
         """Claim the token's coins for an account and journal the swap.
 
@@ -116,16 +127,24 @@ class SqliteWalletStore:
             fee: the mint's input fee, in its unit; below the token's amount.
             keyset: the active keyset of our outputs.
             into: an account's id, or the account to open.
+            max_balance: most that our coins of the mint may be worth with the token's.
+            barred: why nothing new may begin at the mint; raised unless this has begun before.
 
         The same token for the same purpose gives the operation that exists. Raises
         TokenAlreadySpent when a coin was offered before for anything else, InvalidValue when a
-        key for the new account is taken.
+        key for the new account is taken, MintFull, ``barred``.
         """
 
         def work(conn: sqlite3.Connection) -> Operation:
             known = claimed(conn, token, ys, into)
             if known is not None:
                 return known
+            if barred is not None:
+                raise barred
+            if max_balance is not None and (
+                exposure(conn, token.mint) + to_msat(token.amount - fee, token.unit) > max_balance
+            ):
+                raise MintFull
             account_id = (
                 into if isinstance(into, int) else open_account(conn, into, token.mint, token.unit)
             )
@@ -267,6 +286,17 @@ class SqliteWalletStore:
             back = in_transit(operation)
             transfer(conn, Book.TRANSIT, operation.account_id, back, reference)
             conn.execute("UPDATE accounts SET state = 'open' WHERE id = ?", (operation.account_id,))
+
+        return self._db.write(work)
+
+    def write_off(
+        self, operation: Operation, spent: Sequence[str], error: str
+    ) -> asyncio.Future[None]:
+        """Somebody else has spent inputs (Y) of a send: book the loss, undo it. Idempotent."""
+
+        def work(conn: sqlite3.Connection) -> None:
+            write_off(conn, operation, spent, error)
+            self._issuer.recount()
 
         return self._db.write(work)
 

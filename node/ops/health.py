@@ -17,7 +17,7 @@ OK = "ok"
 
 
 class Health:
-    """Named checks, all of which must pass for the node to be ready.
+    """Named checks, all of which but the details must pass for the node to be ready.
 
     Args:
         timeout_s: deadline of each check; one that does not answer has failed.
@@ -26,20 +26,29 @@ class Health:
     def __init__(self, *, timeout_s: float = 2.0) -> None:
         self._timeout_s = timeout_s
         self._checks: dict[str, Check] = {}
+        self._details: set[str] = set()
 
-    def add(self, name: str, check: Check) -> None:
-        """Register a check under a name that ``/health/ready`` shows."""
+    def add(self, name: str, check: Check, *, detail: bool = False) -> None:
+        """Register a check under a name that ``/health/ready`` shows.
+
+        Args:
+            detail: it is shown, and the node is ready whatever it says.
+        """
         self._checks[name] = check
+        if detail:
+            self._details.add(name)
 
     def live(self) -> bool:
         """True: whoever can ask is answered by a running event loop."""
         return True
 
     async def ready(self) -> tuple[bool, dict[str, str]]:
-        """(all checks pass, name → ``ok`` or what is wrong). Never raises."""
+        """(all checks but the details pass, name → ``ok`` or what is wrong). Never raises."""
         names = list(self._checks)
         results = await asyncio.gather(*(self._run(name) for name in names))
-        return all(result == OK for result in results), dict(zip(names, results, strict=True))
+        shown = dict(zip(names, results, strict=True))
+        ready = all(result == OK for name, result in shown.items() if name not in self._details)
+        return ready, shown
 
     async def _run(self, name: str) -> str:
         try:

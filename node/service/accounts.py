@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
 from node.core.accounts import Account, Balance, NewAccount, Operation, Role, key_hash
 from node.core.ecash import Token
 from node.core.exchange import Request
+from node.core.keys import Terms
 from node.core.money import Msat, whole_units
 from node.errors import (
+    IdempotencyConflict,
     InsufficientBalance,
     InvalidApiKey,
     InvalidValue,
+    KeyExpired,
     MintLiquidity,
     MissingKey,
     NotFound,
@@ -56,6 +61,12 @@ def bearer(request: Request) -> str:
     if scheme.lower() != "bearer" or not key:
         raise MissingKey
     return key
+
+
+def check_date(account: Account) -> None:
+    """Raise KeyExpired when this key may no longer spend."""
+    if account.expired(time.time()):
+        raise KeyExpired
 
 
 def request_account(token: Token) -> NewAccount:
@@ -136,13 +147,17 @@ class Accounts:
         key = bearer(request)
         return self._derive(self._wallet.parse(key)) if is_token(key) else key
 
-    async def open(self, text: str, admin_key: str | None = None) -> Opened:
+    async def open(
+        self, text: str, admin_key: str | None = None, terms: Terms | None = None
+    ) -> Opened:
         """Redeem a token into an account with an API key of its own.
 
         Args:
             admin_key: chosen by the client; once there is one, only it may withdraw.
+            terms: None for no particular ones.
 
-        Raises what ``Wallet.receive`` raises, and InvalidValue.
+        Raises what ``Wallet.receive`` raises, InvalidValue, and IdempotencyConflict when the
+        token has opened an account on other terms.
         """
         text = text.strip()
         api_key = self._derive(self._wallet.accept(text))
@@ -155,8 +170,11 @@ class Accounts:
                     param="admin_key",
                 )
             keys[key_hash(admin_key, "admin")] = "admin"
-        new = NewAccount("key", keys, aliases=frozenset({key_hash(text, "spend")}))
+        aliases = frozenset({key_hash(text, "spend")})
+        new = NewAccount("key", keys, aliases=aliases, terms=terms or Terms())
         operation = await self._wallet.receive(text, new)
+        if terms is not None and await self._ledger.terms(operation.account_id) != terms:
+            raise IdempotencyConflict("this token has opened an account on other terms")
         return Opened(api_key, operation.account_id, operation.mint, operation.unit)
 
     async def balance_of(self, account_id: int) -> Balance:
@@ -164,9 +182,19 @@ class Accounts:
         return await self._ledger.balance(account_id)
 
     async def topup(self, account: Account, text: str) -> Msat:
-        """Redeem a token into the account; returns what was added. Idempotent by token."""
+        """Redeem a token into the account; returns what was added. Idempotent by token.
+
+        Raises KeyExpired and what ``Wallet.receive`` raises.
+        """
+        check_date(account)
         operation = await self._wallet.receive(text.strip(), account.id)
         return operation.credit
+
+    async def may_withdraw(self, account: Account) -> bool:
+        """Whether this key may take money out: the admin key; the account's own if it has none."""
+        if account.role == "child":
+            return False
+        return account.role == "admin" or not await self._ledger.has_admin_key(account.id)
 
     async def withdraw(
         self,
@@ -185,9 +213,11 @@ class Accounts:
                 no answer carried yet is given first, and asking for everything again gives the
                 token that emptied the account.
 
-        Raises InvalidApiKey when only an admin key may withdraw, and what ``Wallet.issue`` raises.
+        Raises InvalidApiKey when this key may not withdraw, and what ``Wallet.issue`` raises.
         """
-        if account.role != "admin" and await self._ledger.has_admin_key(account.id):
+        if account.role == "child":
+            raise InvalidApiKey("a child key may not withdraw; use its parent")
+        if not await self.may_withdraw(account):
             raise InvalidApiKey("only the admin key of this account may withdraw")
         if request_key is not None:
             return await self._issue(account, amount, mint, request_key)
@@ -206,6 +236,12 @@ class Accounts:
             return
         marked = self._store.mark_delivered(operation.id)
         marked.add_done_callback(lambda _: self._in_hand.discard(operation.id))
+
+    def shown(self, operation_ids: Iterable[str], delivered: bool) -> None:
+        """A statement with the tokens of these operations went to the client, or did not."""
+        if delivered:
+            for operation_id in operation_ids:
+                self._store.mark_delivered(operation_id)
 
     async def _issue(
         self, account: Account, amount: Msat | None, mint: str | None, request_key: str | None
@@ -239,11 +275,10 @@ class Accounts:
         balance = await self._ledger.balance(account.id)
         return last if emptied and not whole_units(balance.balance, last.unit) else None
 
-    async def change_of(self, text: str) -> Operation:
-        """The change of the request that the token ``text`` paid for (NUT-24 clients' lookup).
+    async def paid_with(self, text: str) -> int:
+        """The account that the token ``text`` opened to pay for one request.
 
-        Whoever could have spent the token may have its change. Raises NotFound, Pending,
-        MintLiquidity, InsufficientBalance when the request used it up.
+        Raises TokenMalformed, NotFound, Pending.
         """
         token = self._wallet.parse(text.strip())
         try:
@@ -252,7 +287,15 @@ class Accounts:
             raise NotFound("no request was paid with this token") from None
         if not account.funded:
             raise Pending("the token is still being redeemed", retry_after_s=5)
-        change = await self.close_request(account.id)
+        return account.id
+
+    async def change_of(self, account_id: int) -> Operation:
+        """The change of the request that this account (``paid_with``) paid for.
+
+        Whoever could have spent the token may have its change. Raises Pending, MintLiquidity,
+        InsufficientBalance when the request used it up.
+        """
+        change = await self.close_request(account_id)
         if change is None:
             raise InsufficientBalance("the request left no change")
         return change

@@ -41,6 +41,8 @@ Streaming: TypeAlias = Callable[[Request], AsyncGenerator[ReplyEvent, None]]
 class Route:
     """``path`` may hold ``{name}`` (one segment) and ``{name:path}`` (the rest).
 
+    What stands for ``{secret}`` is not logged.
+
     One of ``plain`` and ``streaming`` is set. ``bare``: also reachable without ``/v1``.
     """
 
@@ -126,12 +128,19 @@ class Dispatcher:
                 request_id=request.request_id,
                 carriage=request.carriage,
                 method=request.method,
-                path=request.path,
+                path=self._loggable(request),
                 status=status,
                 code=code,
                 cost_msat=receipt.cost,
                 duration_ms=round((time.monotonic() - began) * 1000, 1),
             )
+
+    def _loggable(self, request: Request) -> str:
+        """The path, or its pattern where a part of it is a secret."""
+        for pattern, route in self._patterns:
+            if "{secret}" in route.path and pattern.fullmatch(request.path):
+                return route.path
+        return request.path
 
     def is_paid(self, method: str, path: str) -> bool:
         """Whether such a request costs money, so that its answer says how much."""

@@ -23,7 +23,7 @@ from node.errors import (
     TokenAlreadySpent,
 )
 from node.ports import Ledger, Wallet
-from node.service.accounts import Accounts, Unopened, request_account
+from node.service.accounts import Accounts, Unopened, check_date, request_account
 
 _T = TypeVar("_T")
 
@@ -77,12 +77,15 @@ async def choose_payer(
 ) -> Payer:
     """The payer a request names: ``X-Cashu`` before ``Authorization``. Moves nothing yet.
 
-    Raises what ``Accounts.identify`` and ``Wallet.accept`` raise.
+    Raises what ``Accounts.identify`` and ``Wallet.accept`` raise, and KeyExpired.
     """
     text = request.headers.get("x-cashu", "").strip()
     if text:
         return TokenPayer(text, wallet.accept(text), accounts, ledger, wallet)
-    return AccountPayer(await accounts.identify(request), accounts, ledger)
+    who = await accounts.identify(request)
+    if isinstance(who, Account):
+        check_date(who)
+    return AccountPayer(who, accounts, ledger)
 
 
 async def _hold(ledger: Ledger, account_id: int, request: HoldRequest) -> int:
@@ -117,6 +120,7 @@ class AccountPayer:
             account_id = (await self._accounts.open(self._who.text)).account_id
         else:
             account_id = self._who.id
+            request = replace(request, child_id=self._who.child_id)
         self._hold_id = await _hold(self._ledger, account_id, request)
 
     async def secured(self) -> None:

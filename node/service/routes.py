@@ -14,10 +14,17 @@ from node.core.exchange import ReplyEvent, Request
 from node.core.identity import NodeInfo
 from node.service.dispatch import Reply, Route
 from node.service.endpoints.catalogue import info_document, model_document, models_document
+from node.service.endpoints.lightning import LightningEndpoints
 from node.service.endpoints.providers import etag, get_provider, list_providers
 from node.service.endpoints.wallet import WalletEndpoints
 from node.service.pipeline import Pipeline, Prepare
 from node.service.prepare import prepare_chat
+
+
+def _has_tag(if_none_match: str, tag: str) -> bool:
+    """Whether the client has this version; proxies weaken tags to ``W/"…"`` (RFC 9110)."""
+    tags = {given.strip().removeprefix("W/") for given in if_none_match.split(",")}
+    return tag in tags or "*" in tags
 
 
 def routes(
@@ -26,6 +33,7 @@ def routes(
     catalog: Catalog,
     info: Callable[[], NodeInfo],
     snapshot: Callable[[], DirectorySnapshot],
+    lightning: LightningEndpoints,
 ) -> list[Route]:
     """All routes.
 
@@ -46,7 +54,7 @@ def routes(
     async def providers(request: Request, _params: Mapping[str, str]) -> Reply:
         now = snapshot()
         tag = etag(now, request.query)
-        if request.headers.get("if-none-match") == tag:
+        if _has_tag(request.headers.get("if-none-match", ""), tag):
             return Reply(None, status=304, headers={"etag": tag})
         return Reply(list_providers(now, request.query), headers={"etag": tag})
 
@@ -72,6 +80,15 @@ def routes(
         Route("POST", "/v1/wallet/topup", "Add a token to the account", wallet.topup),
         Route("POST", "/v1/wallet/withdraw", "Take money out as a token", wallet.withdraw),
         Route(
+            "GET", "/v1/wallet/transactions", "What happened on the account", wallet.transactions
+        ),
+        Route(
+            "GET",
+            "/v1/wallet/change/{request_id}",
+            "The change of a request paid with a token",
+            wallet.change,
+        ),
+        Route(
             "GET", "/v1/balance/create", "Open an account (token in query)", wallet.create_balance
         ),
         Route("POST", "/v1/balance/create", "Open an account", wallet.create_balance),
@@ -82,6 +99,32 @@ def routes(
             "/v1/balance/refund",
             "Take everything out, or look up a request's change",
             wallet.refund,
+        ),
+        Route("POST", "/v1/balance/child-key", "Make child keys", wallet.create_child_keys),
+        Route("DELETE", "/v1/balance/child-key", "Revoke a child key", wallet.revoke_child_key),
+        Route(
+            "POST",
+            "/v1/balance/child-key/reset",
+            "Let a child key's limit begin anew",
+            wallet.reset_child_key,
+        ),
+        *(
+            route
+            for prefix in ("/v1/balance/lightning", "/lightning")
+            for route in (
+                Route(
+                    "POST",
+                    f"{prefix}/invoice",
+                    "Fill an account: an invoice",
+                    lightning.create,
+                ),
+                Route(
+                    "GET",
+                    f"{prefix}/invoice/{{secret}}/status",
+                    "What became of an invoice",
+                    lightning.status,
+                ),
+            )
         ),
         Route("GET", "/v1/providers", "The other nodes of the network", providers),
         Route("GET", "/v1/providers/{name}", "One node by name, npub or public key", provider),

@@ -124,7 +124,7 @@ async def test_http_0_9_is_refused(node: Node, target: bytes) -> None:
 
 async def test_what_a_client_has_already_is_not_sent_again(client: aiohttp.ClientSession) -> None:
     unused, wallet = object(), _Anything()
-    table = routes(unused, wallet, Catalog([]), unused, DirectorySnapshot)  # type: ignore[arg-type]
+    table = routes(unused, wallet, Catalog([]), unused, DirectorySnapshot, wallet)  # type: ignore[arg-type]
     async with serving(table) as url:
         async with client.get(url + "/v1/providers") as response:
             assert response.status == 200

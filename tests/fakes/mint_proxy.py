@@ -32,17 +32,31 @@ _GENERATOR = "0279be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798
 class MintProxy:
     """``async with MintProxy(mint.url) as proxy``: ``proxy.url`` is the mint, with faults.
 
-    ``faults`` is consumed one per ``POST /v1/swap``; None in it passes the call through.
-    ``swaps`` counts the swaps that reached the proxy.
+    ``faults`` is consumed one per ``POST /v1/swap``, ``mint_faults`` and ``melt_faults`` one per
+    ``POST /v1/mint/bolt11`` and ``/v1/melt/bolt11``; None in it passes the call through.
+    ``swaps`` counts the swaps that reached the proxy, ``melts`` the melts.
     """
 
     def __init__(self, target: str) -> None:
         self._target = target
         self.faults: deque[Fault | None] = deque()
+        self.mint_faults: deque[Fault | None] = deque()
+        self.melt_faults: deque[Fault | None] = deque()
+        self._faults = {
+            "/v1/swap": self.faults,
+            "/v1/mint/bolt11": self.mint_faults,
+            "/v1/melt/bolt11": self.melt_faults,
+        }
         self.swaps = 0
+        self.requests = 0
+        """Of any kind that reached the proxy."""
+        self.melts = 0
         self.vanish_after_swap = False
         """Refuse connections once the next swap is answered, until ``reappear``."""
-        self._late: list[bytes] = []
+        self.pending = False
+        """Say of every coin that is unspent that it is pending."""
+        self._late: list[tuple[str, bytes]] = []
+        self._transports: set[asyncio.Transport] = set()
         self.url = ""
 
     async def __aenter__(self) -> MintProxy:
@@ -56,6 +70,12 @@ class MintProxy:
         self._port = self._runner.addresses[0][1]
         self.url = f"http://127.0.0.1:{self._port}"
         return self
+
+    async def vanish(self) -> None:
+        """Drop all connections and take no more, until ``reappear``."""
+        await self._site.stop()
+        assert self._runner.server is not None
+        await self._runner.server.shutdown(0.05)
 
     async def reappear(self) -> None:
         """Take connections again."""
@@ -74,7 +94,7 @@ class MintProxy:
     async def land(self) -> list[int]:
         """Let the mint see what was late; the statuses it answers."""
         late, self._late = self._late, []
-        return [(await self._send("POST", "/v1/swap", body))[0] for body in late]
+        return [(await self._send("POST", path, body))[0] for path, body in late]
 
     async def _forward(self, request: web.Request, body: bytes) -> tuple[int, bytes]:
         return await self._send(request.method, request.path_qs, body)
@@ -90,12 +110,15 @@ class MintProxy:
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
-        fault: Fault | None = None
-        if request.path == "/v1/swap":
-            self.swaps += 1
-            fault = self.faults.popleft() if self.faults else None
+        if request.transport is not None:
+            self._transports.add(request.transport)
+        faults = self._faults.get(request.path)
+        fault = faults.popleft() if faults else None
+        self.swaps += request.path == "/v1/swap"
+        self.requests += 1
+        self.melts += request.path == "/v1/melt/bolt11"
         if fault == "late":
-            self._late.append(body)
+            self._late.append((request.path, body))
             return self._drop(request)
         if fault == "refuse":
             return web.json_response({"detail": "database is locked", "code": 0}, status=400)
@@ -114,6 +137,8 @@ class MintProxy:
             await asyncio.sleep(3600)
         if fault == "garbage":
             answer = b"<html>gateway</html>"
+        if self.pending and request.path == "/v1/checkstate":
+            answer = answer.replace(b'"UNSPENT"', b'"PENDING"')
         if fault == "wrong_signatures":
             answer = _spoil(answer)
         response = web.Response(status=status, body=answer, content_type="application/json")
@@ -132,6 +157,6 @@ class MintProxy:
 
 def _spoil(answer: bytes) -> bytes:
     document = json.loads(answer)
-    for signature in document["signatures"]:
+    for signature in [*document.get("signatures", []), *(document.get("change") or [])]:
         signature["C_"] = _GENERATOR
     return json.dumps(document).encode()

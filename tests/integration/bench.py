@@ -9,11 +9,13 @@ from node.core.accounts import NewAccount
 from node.core.money import Msat
 from node.core.pricing import Price
 from node.demo.purse import Purse
+from node.ecash.lightning import Lightning
 from node.ecash.token import parse_token, serialize_token
 from node.ecash.wallet import Wallet
 from node.ledger.accounts import SqliteLedger
 from node.ledger.books import Books, account_discrepancies, sum_books
 from node.ledger.database import Database
+from node.ledger.lightning import SqliteLightningStore
 from node.ledger.wallet import SqliteWalletStore
 
 PRICE = Price(Msat(1_000_000), Msat(2_000_000))
@@ -27,6 +29,8 @@ class Bench:
     ledger: SqliteLedger
     store: SqliteWalletStore
     wallet: Wallet
+    invoices: SqliteLightningStore
+    lightning: Lightning
 
     async def books(self) -> Books:
         """The books, checked."""

@@ -11,9 +11,11 @@ import asyncio
 import json
 import os
 import sys
+import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from node.ledger.accounts import SqliteLedger
 from node.ledger.books import account_discrepancies, sum_books
 from node.ledger.database import Database
 from node.ledger.wallet import SqliteWalletStore
+from node.ops.logging import configure
 from node.ports import UpstreamCall, UpstreamReply
 from node.service.accounts import Accounts
 from node.service.payers import Payer, choose_payer
@@ -161,7 +164,8 @@ async def settle_pay(at: Parts, tokens: list[str]) -> list[str]:
     unseen = []
     for token in tokens[:2]:
         try:
-            operation = await _patiently(lambda token=token: at.accounts.change_of(token))  # type: ignore[misc]
+            account_id = await _patiently(partial(at.accounts.paid_with, token))
+            operation = await _patiently(partial(at.accounts.change_of, account_id))
             at.got(operation.token)
         except NotFound:
             unseen.append(token)
@@ -269,7 +273,8 @@ def _die_at(task: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """The zygote."""
+    """The zygote. Standard output is for its answers, so the log goes elsewhere."""
+    configure("error", "json")
     for line in sys.stdin:
         task = json.loads(line)
         reader, writer = os.pipe()
@@ -284,6 +289,8 @@ def main() -> None:
                     result = asyncio.new_event_loop().run_until_complete(settle(task))
                     os.write(writer, json.dumps(result).encode())
                     code = 0
+            except BaseException:
+                traceback.print_exc()
             finally:
                 sys.stderr.flush()
                 os._exit(code)

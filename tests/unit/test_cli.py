@@ -108,6 +108,10 @@ def test_every_command_explains_itself_with_two_examples() -> None:
     assert found == [
         ["serve"],
         ["check-config"],
+        ["check"],
+        ["backup"],
+        ["restore"],
+        ["payout"],
         ["demo"],
         ["version"],
         ["keys", "generate"],

@@ -29,10 +29,10 @@ def test_every_error_is_in_the_table_with_its_status_and_type() -> None:
 
 def test_every_route_is_documented_and_nothing_else() -> None:
     documented = set(
-        re.findall(r"^\| `(GET|POST) (/\S+)` \|", (DOCS / "protocol.md").read_text(), re.MULTILINE)
+        re.findall(r"^\| `(GET|POST|DELETE) (/\S+)` \|", (DOCS / "protocol.md").read_text(), re.MULTILINE)
     )
     unused = object()
-    table = routes(unused, _Anything(), Catalog([]), unused, unused)  # type: ignore[arg-type]
+    table = routes(unused, _Anything(), Catalog([]), unused, unused, _Anything())  # type: ignore[arg-type]
     served = {(route.method, re.sub(r":path\}", "}", route.path)) for route in table}
     assert documented == served | {("GET", "/health/live"), ("GET", "/health/ready")}
 

@@ -8,12 +8,13 @@ CREATE INDEX account_terms_refund ON account_terms (expires_at) WHERE refund_add
 
 -- A child key spends its parent's balance up to a limit. spent_msat counts since period_start,
 -- held_msat is the part of the holds that run now. The key itself follows from `name` and the
--- node's secret. A revoked one stays, for the history.
+-- node's secret; `parent` is the beginning of the key that made it. A revoked one stays, for the history.
 CREATE TABLE child_keys (
     id           INTEGER PRIMARY KEY,
     account_id   INTEGER NOT NULL REFERENCES accounts (id),
     name         TEXT    NOT NULL UNIQUE,
     hash         TEXT    NOT NULL UNIQUE,
+    parent       TEXT    NOT NULL,
     request_key  TEXT,
     limit_msat   INTEGER CHECK (limit_msat >= 0),
     reset        TEXT    CHECK (reset IN ('daily', 'weekly', 'monthly')),
@@ -42,6 +43,5 @@ CREATE INDEX api_keys_account ON api_keys (account_id);
 ALTER TABLE holds ADD COLUMN child_id INTEGER REFERENCES child_keys (id);
 CREATE INDEX holds_account ON holds (account_id, state, child_id, cost_msat);
 
--- What is still pending of one account.
-CREATE INDEX holds_account_open ON holds (account_id) WHERE state = 'held';
+-- What is on its way to one account.
 CREATE INDEX operations_account_open ON operations (account_id) WHERE state = 'intent';

@@ -74,6 +74,7 @@ def info_document(info: NodeInfo) -> dict[str, Any]:
         "version": info.version,
         "npub": info.npub,
         "mints": list(info.mints),
+        "pubkey_lock": info.pubkey_lock or None,
         "http_url": info.http_urls[0] if info.http_urls else None,
         "http_urls": list(info.http_urls),
         "onion_url": info.onion_url,

@@ -8,11 +8,21 @@ from typing import Any
 
 from node.core.accounts import Operation
 from node.core.exchange import Request
+from node.core.keys import ChildKey, ChildTerms, Spending
 from node.core.money import MSAT_PER_SAT, Msat
-from node.errors import InvalidValue, MintNotAccepted
+from node.errors import InvalidApiKey, InvalidValue, MintNotAccepted, MissingKey, NotFound
+from node.ports import Refunder, Statements
 from node.service.accounts import Accounts
 from node.service.dispatch import Reply
-from node.service.json_body import json_object
+from node.service.endpoints.fields import (
+    account_terms,
+    body_fields,
+    child_request,
+    needed,
+    text_field,
+)
+from node.service.endpoints.statement import page_document, page_query
+from node.service.keys import ChildKeys
 
 MAX_AMOUNT_SAT = 1 << 50
 
@@ -23,22 +33,34 @@ class WalletEndpoints:
     Args:
         mints: the allowlist, normalised.
         normalize_mint: one spelling of a mint's URL; raises ValueError.
+        refunder: pays out over Lightning, if anything does.
     """
 
     def __init__(
-        self, accounts: Accounts, mints: frozenset[str], normalize_mint: Callable[[str], str]
+        self,
+        accounts: Accounts,
+        keys: ChildKeys,
+        statements: Statements,
+        mints: frozenset[str],
+        normalize_mint: Callable[[str], str],
+        *,
+        refunder: Refunder | None = None,
     ) -> None:
         self._accounts = accounts
+        self._keys = keys
+        self._statements = statements
+        self._refunder = refunder
         self._mints = mints
         self._normalize_mint = normalize_mint
 
     # -- /v1/wallet ------------------------------------------------------------------------
 
     async def create(self, request: Request, _: Mapping[str, str]) -> Reply:
-        """``{cashu_token, admin_key?}`` → ``{api_key, admin_key, balance, mint, unit}``."""
-        body = _body(request)
-        admin_key = _text(body, "admin_key")
-        opened = await self._accounts.open(_need(body, "cashu_token"), admin_key)
+        """``{cashu_token, admin_key?, …}`` → ``{api_key, admin_key, balance, mint, unit}``."""
+        body = body_fields(request)
+        admin_key = text_field(body, "admin_key")
+        token, terms = needed(body, "cashu_token"), account_terms(body, self._refunder)
+        opened = await self._accounts.open(token, admin_key, terms)
         balance = await self._accounts.balance_of(opened.account_id)
         return Reply(
             {
@@ -56,12 +78,14 @@ class WalletEndpoints:
         """→ ``{balance, currency, reserved, …}`` in sat, rounded down; msat beside it."""
         account = await self._accounts.authenticate(request)
         balance = await self._accounts.balance_of(account.id)
+        left = await self._keys.left(account)
+        available = balance.free if left is None else min(left, balance.free)
         return Reply(
             {
                 "balance": balance.balance // MSAT_PER_SAT,
                 "currency": "sat",
                 "reserved": -(-balance.held // MSAT_PER_SAT),
-                "available": balance.free // MSAT_PER_SAT,
+                "available": available // MSAT_PER_SAT,
                 "balance_msat": balance.balance,
                 "reserved_msat": balance.held,
                 "mint": balance.mint,
@@ -72,7 +96,7 @@ class WalletEndpoints:
     async def topup(self, request: Request, _: Mapping[str, str]) -> Reply:
         """``{cashu_token}`` → ``{balance, amount_added, currency}`` in sat."""
         account = await self._accounts.authenticate(request)
-        added = await self._accounts.topup(account, _need(_body(request), "cashu_token"))
+        added = await self._accounts.topup(account, needed(body_fields(request), "cashu_token"))
         balance = await self._accounts.balance_of(account.id)
         return Reply(
             {
@@ -88,7 +112,7 @@ class WalletEndpoints:
     async def withdraw(self, request: Request, _: Mapping[str, str]) -> Reply:
         """``{amount?, mint?}`` (sat) → ``{cashu_token, amount, mint}``."""
         account = await self._accounts.authenticate(request)
-        body = _body(request)
+        body = body_fields(request)
         amount = body.get("amount")
         if amount is not None and (type(amount) is not int or not 0 < amount < MAX_AMOUNT_SAT):
             raise InvalidValue("amount must be a positive integer, in sat", param="amount")
@@ -110,47 +134,124 @@ class WalletEndpoints:
             on_end=partial(self._accounts.handed_over, operation),
         )
 
+    async def transactions(self, request: Request, _: Mapping[str, str]) -> Reply:
+        """``?limit&cursor`` → ``{object, transactions, next_cursor}``, newest first.
+
+        Tokens that were issued are shown to a key that may withdraw, and count as delivered then.
+        """
+        account = await self._accounts.authenticate(request)
+        if account.role == "child":
+            raise InvalidApiKey("a child key has no statement; use its parent")
+        limit, after = page_query(request.query)
+        tokens = await self._accounts.may_withdraw(account)
+        page = await self._statements.page(account.id, after, limit)
+        issued = [line.operation_id for line in page.lines if tokens and line.operation_id]
+        return Reply(
+            page_document(page, tokens=tokens),
+            headers=_PRIVATE,
+            on_end=partial(self._accounts.shown, issued),
+        )
+
+    async def change(self, request: Request, params: Mapping[str, str]) -> Reply:
+        """The change of the request of that id → ``{token, sats|msats}``.
+
+        ``X-Cashu`` is the token that paid: a request's id is no secret.
+        """
+        paid_with = request.headers.get("x-cashu")
+        if not paid_with:
+            raise MissingKey("send the token that paid for the request: X-Cashu: …")
+        account_id = await self._accounts.paid_with(paid_with)
+        if not await self._statements.paid_for(account_id, params["request_id"]):
+            raise NotFound("this token did not pay for that request")
+        return Reply(_refund(await self._accounts.change_of(account_id)), headers=_PRIVATE)
+
     # -- /v1/balance -----------------------------------------------------------------------
 
     async def create_balance(self, request: Request, _: Mapping[str, str]) -> Reply:
         """``initial_balance_token`` in body or query → ``{api_key, balance}`` in msat."""
-        opened = await self._accounts.open(
-            _need({**request.query, **_body(request)}, "initial_balance_token")
+        fields = {**request.query, **body_fields(request)}
+        token, terms = (
+            needed(fields, "initial_balance_token"),
+            account_terms(fields, self._refunder),
         )
+        opened = await self._accounts.open(token, terms=terms)
         balance = await self._accounts.balance_of(opened.account_id)
         return Reply({"api_key": opened.api_key, "balance": balance.balance}, headers=_PRIVATE)
 
     async def balance_info(self, request: Request, _: Mapping[str, str]) -> Reply:
-        """→ ``{api_key, balance, reserved}`` in msat."""
+        """→ ``{api_key, balance, reserved, is_child, total_spent, …}`` in msat."""
         account = await self._accounts.authenticate(request)
+        balance = await self._accounts.balance_of(account.id)
+        info = await self._keys.info(account)
+        document: dict[str, Any] = {
+            "api_key": self._accounts.api_key(request),
+            "balance": balance.balance,
+            "reserved": balance.held,
+            "is_child": info.own is not None,
+        }
+        if info.own is None:
+            document |= _usage(None, info.spent) | {"validity_date": info.expires_at}
+        else:
+            document |= _usage(info.own, info.spent)
+            document["parent_key_preview"] = f"{info.own.parent}..."
+        if info.children:
+            document["child_keys"] = [
+                {"api_key": key, **_usage(child, spent)}
+                for key, (child, spent) in info.children.items()
+            ]
+        return Reply(document, headers=_PRIVATE)
+
+    async def create_child_keys(self, request: Request, _: Mapping[str, str]) -> Reply:
+        """``{count, balance_limit?, balance_limit_reset?, validity_date?}`` → ``{api_keys, …}``."""
+        account = await self._accounts.authenticate(request)
+        count, terms = child_request(body_fields(request))
+        api_keys, cost = await self._keys.create(
+            account, self._accounts.api_key(request), count, terms, request.idempotency_key
+        )
         balance = await self._accounts.balance_of(account.id)
         return Reply(
             {
-                "api_key": self._accounts.api_key(request),
-                "balance": balance.balance,
-                "reserved": balance.held,
+                "api_keys": api_keys,
+                "count": count,
+                "cost_msats": cost,
+                "cost_sats": cost // MSAT_PER_SAT,
+                "parent_balance": balance.balance,
+                "parent_balance_sats": balance.balance // MSAT_PER_SAT,
             },
             headers=_PRIVATE,
         )
 
+    async def reset_child_key(self, request: Request, _: Mapping[str, str]) -> Reply:
+        """``{child_key}`` → ``{success, message}``: its limit begins anew."""
+        account = await self._accounts.authenticate(request)
+        await self._keys.reset(account, needed(body_fields(request), "child_key"))
+        return Reply({"success": True, "message": "the limit begins anew"}, headers=_PRIVATE)
+
+    async def revoke_child_key(self, request: Request, _: Mapping[str, str]) -> Reply:
+        """``{child_key}`` → ``{success, message}``: it is good for nothing any more."""
+        account = await self._accounts.authenticate(request)
+        await self._keys.revoke(account, needed(body_fields(request), "child_key"))
+        return Reply({"success": True, "message": "the key is revoked"}, headers=_PRIVATE)
+
     async def topup_balance(self, request: Request, _: Mapping[str, str]) -> Reply:
         """``cashu_token`` in body or query → ``{msats}``."""
         account = await self._accounts.authenticate(request)
-        token = _need({**request.query, **_body(request)}, "cashu_token")
+        token = needed({**request.query, **body_fields(request)}, "cashu_token")
         return Reply({"msats": await self._accounts.topup(account, token)}, headers=_PRIVATE)
 
     async def refund(self, request: Request, _: Mapping[str, str]) -> Reply:
         """→ ``{token, sats|msats}``: all that is free, or the change of ``X-Cashu``'s token."""
         paid_with = request.headers.get("x-cashu")
         if paid_with:
-            return Reply(_refund(await self._accounts.change_of(paid_with)), headers=_PRIVATE)
+            account_id = await self._accounts.paid_with(paid_with)
+            return Reply(_refund(await self._accounts.change_of(account_id)), headers=_PRIVATE)
         account = await self._accounts.authenticate(request)
         operation = await self._accounts.withdraw(account, request_key=request.idempotency_key)
         on_end = partial(self._accounts.handed_over, operation)
         return Reply(_refund(operation), headers=_PRIVATE, on_end=on_end)
 
     def _mint(self, body: Mapping[str, Any]) -> str | None:
-        text = _text(body, "mint")
+        text = text_field(body, "mint")
         if text is None:
             return None
         try:
@@ -169,20 +270,17 @@ def _refund(operation: Operation) -> dict[str, Any]:
     return {"token": operation.token, f"{operation.unit}s": operation.amount}
 
 
-def _body(request: Request) -> dict[str, Any]:
-    """The JSON object of the body; an empty body is an empty object."""
-    return json_object(request) if request.body.strip() else {}
+def _usage(child: ChildKey | None, spending: Spending) -> dict[str, Any]:
+    """What a key has spent and may spend; ``child`` None: an account's own key.
 
-
-def _text(body: Mapping[str, Any], name: str) -> str | None:
-    value = body.get(name)
-    if value is not None and not isinstance(value, str):
-        raise InvalidValue(f"{name} must be a string", param=name)
-    return value or None
-
-
-def _need(body: Mapping[str, Any], name: str) -> str:
-    value = _text(body, name)
-    if value is None:
-        raise InvalidValue(f"{name} is missing", param=name)
-    return value
+    ``total_spent`` of a child key is what counts against its limit.
+    """
+    terms = ChildTerms() if child is None else child.terms
+    return {
+        "total_requests": spending.requests,
+        "total_spent": spending.spent if child is None else child.spent,
+        "lifetime_spent": spending.spent,
+        "balance_limit": terms.limit,
+        "balance_limit_reset": terms.reset,
+        "validity_date": terms.expires_at,
+    }

@@ -12,7 +12,7 @@ from node.transport.http.encode import common_headers
 
 MAX_AGE_S = 86_400
 """How long a browser may remember the answer to a preflight; browsers cap it lower."""
-ALLOW_METHODS = "GET, HEAD, POST, OPTIONS"
+ALLOW_METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
 ALLOW_HEADERS = (
     "authorization, content-type, x-cashu, x-cashu-change, idempotency-key, x-request-id,"
     " if-none-match, *"

@@ -67,13 +67,15 @@ async def respond(
     """Drive ``events`` to their end, whatever happens, and give the response.
 
     A live answer is written as it comes; any other waits for its receipt, which goes into the
-    headers. A client that hangs up cancels this task, and the generator with it.
+    headers. Both are on their way before the generator goes on to its end: what it does there
+    is for answers that were sent. A client that hangs up cancels this task, and the generator
+    with it.
     """
     live: _LiveResponse | None = None
+    whole: web.Response | None = None
     try:
         started: Started | None = None
         body: list[bytes] = []
-        receipt = Receipt()
         async for event in events:
             match event:
                 case Started():
@@ -86,21 +88,26 @@ async def respond(
                         await live.write(data)
                     else:
                         body.append(data)
+                case Receipt() if live is None and started is not None:
+                    whole = _whole_response(started, b"".join(body), event, request_id)
+                    await _send(request, whole, write_timeout_s)
                 case Receipt():
-                    receipt = event
+                    pass
                 case Failed(error=error, receipt=refund) if started is None:
                     return error_response(error, request_id, refund)
                 case Failed(error=error):
                     raise error
         if live is not None:
             return live.response
-        if started is None:
-            raise RuntimeError("an exchange without events")
-        return _whole_response(started, b"".join(body), receipt, request_id)
+        if whole is None:
+            raise RuntimeError("an exchange without an end")
+        return whole
     except ConnectionError:
         raise
     except Exception:
         log.exception("http_exchange_failed", request_id=request_id)
+        if whole is not None:
+            return whole
         if live is not None:
             # the status is gone; only a broken connection says that the answer is not whole
             live.abort()
@@ -108,6 +115,16 @@ async def respond(
         return error_response(InternalError(), request_id)
     finally:
         await events.aclose()
+
+
+async def _send(request: web.BaseRequest, response: web.Response, write_timeout_s: float) -> None:
+    """Write a whole response. Raises ConnectionError when the client is gone or does not read."""
+    try:
+        async with asyncio.timeout(write_timeout_s):
+            await response.prepare(request)
+            await response.write_eof()
+    except TimeoutError:
+        raise ConnectionResetError("the client does not read") from None
 
 
 def _whole_response(

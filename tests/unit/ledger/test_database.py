@@ -103,12 +103,13 @@ async def test_closing_finishes_what_is_queued_and_refuses_what_comes_later(path
 async def test_a_newer_schema_is_refused_with_a_clear_word(path: Path) -> None:
     await (await Database.open(path)).close()
     connection = sqlite3.connect(path)
+    current = connection.execute("PRAGMA user_version").fetchone()[0]
     connection.execute("PRAGMA user_version = 999")
     connection.close()
     with pytest.raises(StorageError, match="newer"):
         await Database.open(path)
     connection = sqlite3.connect(path)
-    connection.execute("PRAGMA user_version = 1")
+    connection.execute(f"PRAGMA user_version = {current}")
     connection.close()
     await (await Database.open(path)).close()
 

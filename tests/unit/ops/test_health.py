@@ -48,3 +48,10 @@ async def test_checks_that_hang_or_break() -> None:
         False,
         {"hangs": "no answer", "breaks": "failed", "works": "ok"},
     )
+
+
+async def test_a_detail_is_shown_and_does_not_make_the_node_unready() -> None:
+    health = Health()
+    health.add("database", lambda: None)
+    health.add("mint a", lambda: "does not answer", detail=True)
+    assert await health.ready() == (True, {"database": "ok", "mint a": "does not answer"})

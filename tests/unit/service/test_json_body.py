@@ -75,7 +75,8 @@ def test_curl_is_told_what_to_set() -> None:
 )
 async def test_the_wallet_reads_the_same_json(endpoint: str, body: bytes) -> None:
     accounts: Any = SimpleNamespace(open=None)
-    call = getattr(WalletEndpoints(accounts, frozenset(), str), endpoint)
+    unused: Any = None
+    call = getattr(WalletEndpoints(accounts, unused, unused, frozenset(), str), endpoint)
     with pytest.raises(UnsupportedMedia):
         await call(request(body, "application/x-www-form-urlencoded"), {})
     with pytest.raises(RequestTooLarge):

@@ -34,6 +34,7 @@ class Purse:
     """A payer of unlimited means that keeps what it was told."""
 
     live = True
+    refused: asyncio.Event | None = None
 
     def __init__(self) -> None:
         self.held = asyncio.Event()
@@ -41,9 +42,12 @@ class Purse:
         self.let.set()
         self.ends: list[str] = []
 
-    async def hold(self, request: HoldRequest) -> None:
+    async def begin(self, request: HoldRequest) -> None:
         self.held.set()
         await self.let.wait()
+
+    async def secured(self) -> None:
+        return
 
     async def settle(self, cost: Msat, usage: Usage) -> Receipt:
         self.ends.append("settled")
