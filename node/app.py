@@ -11,38 +11,49 @@ from __future__ import annotations
 import asyncio
 import secrets
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
 import aiohttp
 import structlog
 
-from discovery.announcer import AnnouncementSource, Announcer
-from discovery.directory import Directory
+from discovery.announcer import Announcer
 from discovery.netguard import NetGuard
 from discovery.nostr.keys import Keys
-from discovery.nostr.pool import RelayPool
-from discovery.offers import ModelOffer
-from discovery.probe import Prober
-from discovery.registry import Registry
 from discovery.snapshot import DirectorySnapshot
 from node import __version__
-from node.core.catalog import Catalog, Model
+from node.background import (
+    alive,
+    cancel,
+    check_restored,
+    housekeep,
+    reconcile,
+    recover,
+    refresh,
+    spawn,
+    unchecked,
+)
+from node.building import (
+    accepted_mint,
+    announcement,
+    dm_limits,
+    invoice_limits,
+    no_mint,
+    node_info,
+    open_directory,
+    payout_terms,
+    relay_pool,
+    trouble,
+)
 from node.core.exchange import Request
-from node.core.identity import NodeInfo
-from node.core.money import Msat, to_msat
-from node.ecash.circuit import Circuit, GuardedMint
+from node.core.money import Msat
 from node.ecash.crypto import mnemonic_to_seed, new_mnemonic
 from node.ecash.gate import PaymentTerms
-from node.ecash.keysets import AcceptedMint
 from node.ecash.lightning import Lightning
 from node.ecash.lnurl import LnurlPayee
-from node.ecash.locks import lock_key
-from node.ecash.reconcile import Reconciler
 from node.ecash.token import normalize_mint_url, serialize_token
 from node.ecash.wallet import Wallet
-from node.errors import MintUnreachable, NodeError
 from node.ledger.accounts import SqliteLedger
 from node.ledger.database import Database
 from node.ledger.keys import SqliteKeys
@@ -59,16 +70,13 @@ from node.service.accounts import Accounts
 from node.service.dispatch import Dispatcher
 from node.service.endpoints.lightning import LightningEndpoints
 from node.service.endpoints.wallet import WalletEndpoints
-from node.service.invoices import InvoiceLimits, Invoices
+from node.service.invoices import Invoices
 from node.service.keys import ChildKeys
 from node.service.payers import Payer, choose_payer, wind_up
-from node.service.payout import Payouts, PayoutTerms
+from node.service.payout import Payouts
 from node.service.pipeline import Pipeline
 from node.service.routes import routes
 from node.settings import Settings
-from node.settings_sections import MintSettings
-from node.transport.dm.assembly import AssemblyLimits
-from node.transport.dm.limits import DmLimits
 from node.transport.dm.server import DmServer
 from node.transport.http.runner import HttpServer
 from node.transport.http.server import create_app
@@ -76,20 +84,12 @@ from node.upstream.client import Deadlines, OpenAIUpstream, UpstreamRouter
 
 log = structlog.get_logger()
 
-RECOVERY_INTERVAL_S = 10.0
-"""How often unfinished operations are driven again."""
-REFRESH_INTERVAL_S = 3600.0
-"""How often the mints are asked for their keysets; after a failure, the recovery interval."""
 RELAY_READY_TIMEOUT_S = 3.0
 """How long the start waits for the relays; a node is ready without them too."""
 HTTP_CLOSE_S = 2.0
 """How long connections may take to close once their requests are answered."""
 RETRACT_TIMEOUT_S = 5.0
 """How long the relays may take to hear that the announcement is withdrawn."""
-RECONCILE_TIMEOUT_S = 60.0
-"""How long the first start after a restore waits for the mints; it goes on without the others."""
-IDLE_REQUEST_S = 600
-"""After this, a token that was redeemed for a request which never ran becomes change."""
 
 
 async def serve(settings: Settings, *, ready: Callable[[], object] | None = None) -> None:
@@ -197,7 +197,7 @@ async def running(settings: Settings) -> AsyncIterator[Node]:
         await wallet.start()
         stack.push_async_callback(wallet.close, 5.0)
         reconciler = wallet.reconciler(SqliteReconcileStore(database))
-        await _check_restored(wallet, reconciler)
+        await check_restored(wallet, reconciler)
         watchdog = Watchdog(
             database, settings.node.database, interval_s=settings.ledger.watchdog_interval_s
         )
@@ -205,7 +205,7 @@ async def running(settings: Settings) -> AsyncIterator[Node]:
 
         key_secret = bytes.fromhex(await store.secret("key_secret", lambda: secrets.token_hex(32)))
         accounts = Accounts(ledger, wallet, store, key_secret)
-        invoices = Invoices(lightning, invoice_store, ledger, key_secret, _invoice_limits(settings))
+        invoices = Invoices(lightning, invoice_store, ledger, key_secret, invoice_limits(settings))
         upstream = UpstreamRouter(
             {
                 item.name: OpenAIUpstream(
@@ -230,11 +230,11 @@ async def running(settings: Settings) -> AsyncIterator[Node]:
         guard = NetGuard(allow_private=settings.discovery.allow_private_addresses)
         stack.callback(guard.close)
         if settings.nostr.relays:
-            pool = await stack.enter_async_context(_pool(settings, keys, guard))
+            pool = await stack.enter_async_context(relay_pool(settings, keys, guard))
             if settings.discovery.enabled:
-                directory = await _directory(settings, keys, guard, pool, stack)
+                directory = await open_directory(settings, keys, guard, pool, stack)
         snapshot = directory.snapshot if directory else DirectorySnapshot
-        info = _info(settings, keys)
+        info = node_info(settings, keys)
         dispatcher = Dispatcher(
             routes(
                 Pipeline(catalog, payer_of, upstream, wallet.payment_request),
@@ -256,14 +256,14 @@ async def running(settings: Settings) -> AsyncIterator[Node]:
             )
         )
         health = Health()
-        health.add("database", lambda: _alive(database))
+        health.add("database", lambda: alive(database))
         health.add("solvency", watchdog.problem)
-        health.add("restore", lambda: _unchecked(reconciler), detail=True)
+        health.add("restore", lambda: unchecked(reconciler), detail=True)
         health.add("draining", lambda: "draining" if dispatcher.draining else None)
         circuits = wallet.circuits()
-        health.add("mints", lambda: _no_mint(circuits.values()))
+        health.add("mints", lambda: no_mint(circuits.values()))
         for url, circuit in circuits.items():
-            health.add(f"mint {url}", partial(_trouble, circuit), detail=True)
+            health.add(f"mint {url}", partial(trouble, circuit), detail=True)
         http = HttpServer(
             create_app(
                 dispatcher,
@@ -278,20 +278,20 @@ async def running(settings: Settings) -> AsyncIterator[Node]:
             drain_timeout_s=HTTP_CLOSE_S,
         )
         node = Node(settings, keys, database, dispatcher, health, http, wallet)
-        stack.push_async_callback(_cancel, node.background)
-        _spawn(node, "recovery", lambda: _recover(wallet, store))
-        _spawn(node, "reconciliation", lambda: _reconcile(reconciler))
-        _spawn(node, "watchdog", watchdog.run)
-        _spawn(node, "invoices", invoices.run)
+        stack.push_async_callback(cancel, node.background)
+        spawn(node.background, "recovery", lambda: recover(wallet, store))
+        spawn(node.background, "reconciliation", lambda: reconcile(reconciler))
+        spawn(node.background, "watchdog", watchdog.run)
+        spawn(node.background, "invoices", invoices.run)
         if settings.payout.address:
             payee = await stack.enter_async_context(
                 LnurlPayee(guard, allow_http=settings.discovery.allow_private_addresses)
             )
             payouts = Payouts(lightning, payee, payout_terms(settings), watchdog.problem)
-            _spawn(node, "payouts", payouts.run)
-        _spawn(node, "housekeeping", lambda: _housekeep(settings, messages))
+            spawn(node.background, "payouts", payouts.run)
+        spawn(node.background, "housekeeping", lambda: housekeep(settings, messages))
         for url in mints:
-            _spawn(node, f"keysets {url}", lambda url=url: _refresh(wallet, url))  # type: ignore[misc]
+            spawn(node.background, f"keysets {url}", lambda url=url: refresh(wallet, url))  # type: ignore[misc]
         if pool is not None:
             if settings.nostr.requests:
                 node.dm = DmServer(
@@ -301,14 +301,14 @@ async def running(settings: Settings) -> AsyncIterator[Node]:
                     messages,
                     load_healthy=messages.load_healthy,
                     store_healthy=messages.store_healthy,
-                    limits=_dm_limits(settings),
+                    limits=dm_limits(settings),
                 )
                 await node.dm.start()
                 stack.push_async_callback(node.dm.stop, 0.1)
             if directory is not None:
-                _spawn(node, "directory", directory.run)
+                spawn(node.background, "directory", directory.run)
             if settings.node.announce:
-                source = _announcement(settings, info, catalog, pool)
+                source = announcement(settings, info, catalog, pool)
                 interval_s = settings.node.announce_interval_s
                 node.announcer = Announcer(
                     pool,
@@ -316,243 +316,10 @@ async def running(settings: Settings) -> AsyncIterator[Node]:
                     lambda: source,
                     heartbeat_s=(0.5 * interval_s, 1.5 * interval_s),
                 )
-                _spawn(node, "announcer", node.announcer.run)
+                spawn(node.background, "announcer", node.announcer.run)
         await http.start()
         stack.push_async_callback(http.stop)
         if node.dm is not None:
             # An ephemeral request sent before a relay knows our subscription is lost.
             await node.dm.ready(RELAY_READY_TIMEOUT_S)
         yield node
-
-
-# -- parts ---------------------------------------------------------------------------------
-
-
-def accepted_mint(mint: MintSettings, session: aiohttp.ClientSession) -> AcceptedMint:
-    client = GuardedMint(session, mint.url, timeout_s=mint.timeout_s)
-    return AcceptedMint(
-        client,
-        mint.units,
-        circuit=client.circuit,
-        max_balance=to_msat(mint.max_balance_sat, "sat") if mint.max_balance_sat else None,
-        require_dleq=mint.require_dleq,
-    )
-
-
-def _invoice_limits(settings: Settings) -> InvoiceLimits:
-    wanted = settings.lightning
-    return InvoiceLimits(
-        min_sat=wanted.min_sat,
-        max_sat=wanted.max_sat,
-        max_open=wanted.max_open,
-        max_open_per_peer=wanted.max_open_per_peer,
-        expiry_s=int(wanted.expiry_s),
-        grace_s=int(wanted.grace_s),
-    )
-
-
-def payout_terms(settings: Settings) -> PayoutTerms:
-    """When and how much is paid out."""
-    wanted = settings.payout
-    return PayoutTerms(
-        address=wanted.address or None,
-        floor=to_msat(wanted.floor_sat, "sat"),
-        cap=to_msat(wanted.cap_sat, "sat"),
-        reserve=to_msat(wanted.reserve_sat, "sat"),
-        max_fee_ppm=wanted.max_fee_ppm,
-        max_fee_base=to_msat(wanted.max_fee_base_sat, "sat"),
-        interval_s=wanted.interval_s,
-    )
-
-
-def _trouble(circuit: Circuit) -> str | None:
-    return None if circuit.state == "closed" else "does not answer"
-
-
-def _no_mint(circuits: Collection[Circuit]) -> str | None:
-    """Without any mint no client can pay with a token. A node may have none at all."""
-    return "no mint answers" if circuits and all(map(_trouble, circuits)) else None
-
-
-def _pool(settings: Settings, keys: Keys, guard: NetGuard) -> RelayPool:
-    """The operator's relays; others, named by clients, go through the guard."""
-
-    async def check(url: str) -> list[str] | None:
-        return None if url in pool.urls else await guard.check_relay_url(url)
-
-    pool = RelayPool(
-        settings.nostr.relays,
-        keys=keys,
-        guard=check,
-        connect_timeout_s=settings.nostr.connect_timeout_s,
-        ok_timeout_s=settings.nostr.ok_timeout_s,
-    )
-    return pool
-
-
-async def _directory(
-    settings: Settings, keys: Keys, guard: NetGuard, pool: RelayPool, stack: AsyncExitStack
-) -> Directory:
-    wanted = settings.discovery
-    probe = None
-    if wanted.probe:
-        prober = await stack.enter_async_context(Prober(guard, timeout_s=wanted.probe_timeout_s))
-        probe = prober.probe
-    return Directory(
-        pool,
-        probe=probe,
-        own_pubkey=keys.pubkey,
-        registry=Registry(max_entries=wanted.max_providers),
-        poll_s=(wanted.poll_interval_s, 2 * wanted.poll_interval_s),
-        reprobe_s=wanted.probe_interval_s,
-        probe_concurrency=wanted.probe_concurrency,
-    )
-
-
-def _info(settings: Settings, keys: Keys) -> NodeInfo:
-    nostr = settings.nostr
-    return NodeInfo(
-        name=settings.node.name,
-        about=settings.node.about,
-        version=__version__,
-        npub=keys.npub,
-        mints=tuple(mint.url for mint in settings.mints),
-        pubkey_lock=lock_key(keys.pubkey),
-        http_urls=settings.http.public_urls,
-        onion_url=settings.http.onion_url,
-        relays=nostr.relays if nostr.requests else (),
-    )
-
-
-def _announcement(
-    settings: Settings, info: NodeInfo, catalog: Catalog, pool: RelayPool
-) -> AnnouncementSource:
-    onion = (info.onion_url,) if info.onion_url else ()
-    return AnnouncementSource(
-        name=info.name,
-        about=info.about,
-        urls=(*info.http_urls, *onion),
-        mints=info.mints,
-        pubkey_lock=info.pubkey_lock,
-        version=info.version,
-        relays=pool.urls if settings.nostr.requests else (),
-        wraps=info.wraps,
-        http=("80", "81", "frames-v1") if settings.nostr.requests else (),
-        offers=tuple(_offer(model) for model in catalog),
-        d=settings.node.d,
-    )
-
-
-def _offer(model: Model) -> ModelOffer:
-    return ModelOffer(
-        id=model.id,
-        name=model.name,
-        input_per_mtok=model.price.input_per_mtok,
-        output_per_mtok=model.price.output_per_mtok,
-        per_request=model.price.per_request,
-        context=model.context_length,
-        max_output=model.max_output_tokens,
-        modalities=model.modalities,
-        endpoints=model.endpoints,
-    )
-
-
-def _dm_limits(settings: Settings) -> DmLimits:
-    nostr = settings.nostr
-    return DmLimits(
-        assembly=AssemblyLimits(
-            max_request_bytes=nostr.max_body_bytes,
-            max_sender_requests=nostr.assembly_max_per_sender,
-            max_sender_bytes=nostr.assembly_max_bytes_per_sender,
-            max_bytes=nostr.assembly_max_bytes,
-            deadline_s=nostr.assembly_timeout_s,
-        ),
-        max_running=nostr.max_concurrent_requests,
-        max_running_per_sender=nostr.max_concurrent_per_sender,
-        unpaid_per_minute=nostr.free_requests_per_minute,
-        stored_change=nostr.stored_change,
-    )
-
-
-# -- background ----------------------------------------------------------------------------
-
-
-def _spawn(node: Node, name: str, run: Callable[[], Awaitable[None]]) -> None:
-    """Run ``run`` in the background for ever; what ends with an error starts again."""
-
-    async def forever() -> None:
-        while True:
-            try:
-                await run()
-                return
-            except Exception:
-                log.exception("background_task_failed", task=name)
-                await asyncio.sleep(RECOVERY_INTERVAL_S)
-
-    node.background.append(asyncio.create_task(forever(), name=name))
-
-
-async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _recover(wallet: Wallet, store: SqliteWalletStore) -> None:
-    """Finish what crashed or was left unknown; give back what nobody uses."""
-    while True:
-        await wallet.recover()
-        for account_id in await store.idle_request_accounts(IDLE_REQUEST_S):
-            try:
-                await wallet.close_idle(account_id)
-            except NodeError as error:
-                log.info("idle_request_kept", account=account_id, reason=str(error))
-        await asyncio.sleep(RECOVERY_INTERVAL_S)
-
-
-async def _check_restored(wallet: Wallet, reconciler: Reconciler) -> None:
-    """After a restore: ask the mints about our coins before anybody is served."""
-    unchecked = await reconciler.begin()
-    if not unchecked:
-        return
-    log.warning("database_restored", unchecked=unchecked)
-    try:
-        async with asyncio.timeout(RECONCILE_TIMEOUT_S):
-            await wallet.recover()
-            await reconciler.run()
-    except TimeoutError:
-        log.warning("mints_not_checked_in_time", hint="those stay out of use until they are")
-
-
-def _unchecked(reconciler: Reconciler) -> str | None:
-    return "mints not checked yet" if reconciler.waiting else None
-
-
-async def _reconcile(reconciler: Reconciler) -> None:
-    """Until every mint is checked and no coin is parked."""
-    while True:
-        if not await reconciler.run():
-            return
-        await asyncio.sleep(RECOVERY_INTERVAL_S)
-
-
-async def _refresh(wallet: Wallet, mint: str) -> None:
-    while True:
-        pause_s = REFRESH_INTERVAL_S
-        try:
-            await wallet.refresh(mint)
-        except MintUnreachable as error:
-            pause_s = RECOVERY_INTERVAL_S
-            log.warning("mint_unreachable", mint=mint, reason=error.private)
-        await asyncio.sleep(pause_s)
-
-
-async def _housekeep(settings: Settings, messages: SqliteMessageLog) -> None:
-    while True:
-        await messages.prune(int(settings.ledger.reply_keep_s))
-        await asyncio.sleep(REFRESH_INTERVAL_S)
-
-
-async def _alive(database: Database) -> str | None:
-    await database.read(lambda conn: conn.execute("SELECT 1").fetchone())
-    return None

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 import aiohttp
 
 from discovery.netguard import NetGuard
-from node.app import accepted_mint, payout_terms
+from node.building import accepted_mint, payout_terms
 from node.core.accounts import Operation
 from node.core.lightning import PayoutError
 from node.core.money import MSAT_PER_SAT, Msat

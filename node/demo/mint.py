@@ -141,22 +141,26 @@ class EmbeddedMint:
         """All it may know: nothing of our environment but the path."""
         paths = [f"m/0'/{_UNIT_INDEX[unit]}'/0'" for unit in self._units]
         backends = {f"MINT_BACKEND_BOLT11_{unit.upper()}": "FakeWallet" for unit in self._units}
-        return backends | {
-            "PATH": os.environ.get("PATH", os.defpath),
-            "HOME": str(self.directory),
-            # Two mints must not share keys: each would take the other's coins.
-            "MINT_PRIVATE_KEY": f"nodestr demo mint in {self.directory.resolve()}",
-            "MINT_DATABASE": str(self.directory / "database"),
-            "MINT_LISTEN_HOST": "127.0.0.1",
-            "MINT_LISTEN_PORT": str(self.port),
-            "MINT_DERIVATION_PATH": paths[0],
-            "MINT_DERIVATION_PATH_LIST": json.dumps(paths),
-            "MINT_INPUT_FEE_PPK": str(self._input_fee_ppk),
-            "MINT_RATE_LIMIT": "FALSE",
-            "FAKEWALLET_BRR": "TRUE",
-            "FAKEWALLET_DELAY_INCOMING_PAYMENT": "0",
-            "FAKEWALLET_DELAY_OUTGOING_PAYMENT": "0",
-        } | self.settings
+        return (
+            backends
+            | {
+                "PATH": os.environ.get("PATH", os.defpath),
+                "HOME": str(self.directory),
+                # Two mints must not share keys: each would take the other's coins.
+                "MINT_PRIVATE_KEY": f"nodestr demo mint in {self.directory.resolve()}",
+                "MINT_DATABASE": str(self.directory / "database"),
+                "MINT_LISTEN_HOST": "127.0.0.1",
+                "MINT_LISTEN_PORT": str(self.port),
+                "MINT_DERIVATION_PATH": paths[0],
+                "MINT_DERIVATION_PATH_LIST": json.dumps(paths),
+                "MINT_INPUT_FEE_PPK": str(self._input_fee_ppk),
+                "MINT_RATE_LIMIT": "FALSE",
+                "FAKEWALLET_BRR": "TRUE",
+                "FAKEWALLET_DELAY_INCOMING_PAYMENT": "0",
+                "FAKEWALLET_DELAY_OUTGOING_PAYMENT": "0",
+            }
+            | self.settings
+        )
 
     def _wait_ready(self) -> None:
         deadline = time.monotonic() + self._start_timeout_s

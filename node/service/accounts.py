@@ -252,8 +252,9 @@ class Accounts:
         self, account: Account, amount: Msat | None, mint: str | None
     ) -> Operation | None:
         """The token of an answer that got lost, if this looks like its client asking again."""
+        in_hand = frozenset(self._in_hand)  # one may be delivered while the database is read
         for operation in await self._store.undelivered(account.id):
-            if operation.id in self._in_hand or mint not in (None, operation.mint):
+            if operation.id in in_hand or mint not in (None, operation.mint):
                 continue
             if amount not in (None, operation.value):
                 continue

@@ -1,0 +1,183 @@
+"""Parts made from settings: what the operator wrote, as each part takes it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from contextlib import AsyncExitStack
+
+import aiohttp
+
+from discovery.announcer import AnnouncementSource
+from discovery.directory import Directory
+from discovery.netguard import NetGuard
+from discovery.nostr.keys import Keys
+from discovery.nostr.pool import RelayPool
+from discovery.offers import ModelOffer
+from discovery.probe import Prober
+from discovery.registry import Registry
+from node import __version__
+from node.core.catalog import Catalog, Model
+from node.core.identity import NodeInfo
+from node.core.money import to_msat
+from node.ecash.circuit import Circuit, GuardedMint
+from node.ecash.keysets import AcceptedMint
+from node.ecash.locks import lock_key
+from node.service.invoices import InvoiceLimits
+from node.service.payout import PayoutTerms
+from node.settings import Settings
+from node.settings_sections import MintSettings
+from node.transport.dm.assembly import AssemblyLimits
+from node.transport.dm.limits import DmLimits
+
+
+def accepted_mint(mint: MintSettings, session: aiohttp.ClientSession) -> AcceptedMint:
+    """A mint of the allowlist with its client, limits and circuit."""
+    client = GuardedMint(session, mint.url, timeout_s=mint.timeout_s)
+    return AcceptedMint(
+        client,
+        mint.units,
+        circuit=client.circuit,
+        max_balance=to_msat(mint.max_balance_sat, "sat") if mint.max_balance_sat else None,
+        require_dleq=mint.require_dleq,
+    )
+
+
+def invoice_limits(settings: Settings) -> InvoiceLimits:
+    """Bounds of Lightning invoices."""
+    wanted = settings.lightning
+    return InvoiceLimits(
+        min_sat=wanted.min_sat,
+        max_sat=wanted.max_sat,
+        max_open=wanted.max_open,
+        max_open_per_peer=wanted.max_open_per_peer,
+        expiry_s=int(wanted.expiry_s),
+        grace_s=int(wanted.grace_s),
+    )
+
+
+def payout_terms(settings: Settings) -> PayoutTerms:
+    """When and how much is paid out."""
+    wanted = settings.payout
+    return PayoutTerms(
+        address=wanted.address or None,
+        floor=to_msat(wanted.floor_sat, "sat"),
+        cap=to_msat(wanted.cap_sat, "sat"),
+        reserve=to_msat(wanted.reserve_sat, "sat"),
+        max_fee_ppm=wanted.max_fee_ppm,
+        max_fee_base=to_msat(wanted.max_fee_base_sat, "sat"),
+        interval_s=wanted.interval_s,
+    )
+
+
+def trouble(circuit: Circuit) -> str | None:
+    """What is wrong with a mint, in a few words."""
+    return None if circuit.state == "closed" else "does not answer"
+
+
+def no_mint(circuits: Collection[Circuit]) -> str | None:
+    """Without any mint no client can pay with a token. A node may have none at all."""
+    return "no mint answers" if circuits and all(map(trouble, circuits)) else None
+
+
+def relay_pool(settings: Settings, keys: Keys, guard: NetGuard) -> RelayPool:
+    """The operator's relays; others, named by clients, go through the guard."""
+
+    async def check(url: str) -> list[str] | None:
+        return None if url in pool.urls else await guard.check_relay_url(url)
+
+    pool = RelayPool(
+        settings.nostr.relays,
+        keys=keys,
+        guard=check,
+        connect_timeout_s=settings.nostr.connect_timeout_s,
+        ok_timeout_s=settings.nostr.ok_timeout_s,
+    )
+    return pool
+
+
+async def open_directory(
+    settings: Settings, keys: Keys, guard: NetGuard, pool: RelayPool, stack: AsyncExitStack
+) -> Directory:
+    """The directory of the other nodes; its prober is closed with ``stack``."""
+    wanted = settings.discovery
+    probe = None
+    if wanted.probe:
+        prober = await stack.enter_async_context(Prober(guard, timeout_s=wanted.probe_timeout_s))
+        probe = prober.probe
+    return Directory(
+        pool,
+        probe=probe,
+        own_pubkey=keys.pubkey,
+        registry=Registry(max_entries=wanted.max_providers),
+        poll_s=(wanted.poll_interval_s, 2 * wanted.poll_interval_s),
+        reprobe_s=wanted.probe_interval_s,
+        probe_concurrency=wanted.probe_concurrency,
+    )
+
+
+def node_info(settings: Settings, keys: Keys) -> NodeInfo:
+    """What the node says about itself."""
+    nostr = settings.nostr
+    return NodeInfo(
+        name=settings.node.name,
+        about=settings.node.about,
+        version=__version__,
+        npub=keys.npub,
+        mints=tuple(mint.url for mint in settings.mints),
+        pubkey_lock=lock_key(keys.pubkey),
+        http_urls=settings.http.public_urls,
+        onion_url=settings.http.onion_url,
+        relays=nostr.relays if nostr.requests else (),
+    )
+
+
+def announcement(
+    settings: Settings, info: NodeInfo, catalog: Catalog, pool: RelayPool
+) -> AnnouncementSource:
+    """What the node announces."""
+    onion = (info.onion_url,) if info.onion_url else ()
+    return AnnouncementSource(
+        name=info.name,
+        about=info.about,
+        urls=(*info.http_urls, *onion),
+        mints=info.mints,
+        pubkey_lock=info.pubkey_lock,
+        version=info.version,
+        relays=pool.urls if settings.nostr.requests else (),
+        wraps=info.wraps,
+        http=("80", "81", "frames-v1") if settings.nostr.requests else (),
+        offers=tuple(_offer(model) for model in catalog),
+        d=settings.node.d,
+    )
+
+
+def _offer(model: Model) -> ModelOffer:
+    return ModelOffer(
+        id=model.id,
+        name=model.name,
+        input_per_mtok=model.price.input_per_mtok,
+        output_per_mtok=model.price.output_per_mtok,
+        per_request=model.price.per_request,
+        context=model.context_length,
+        max_output=model.max_output_tokens,
+        modalities=model.modalities,
+        endpoints=model.endpoints,
+    )
+
+
+def dm_limits(settings: Settings) -> DmLimits:
+    """Bounds of the Nostr carriage."""
+    nostr = settings.nostr
+    return DmLimits(
+        assembly=AssemblyLimits(
+            max_request_bytes=nostr.max_body_bytes,
+            max_sender_requests=nostr.assembly_max_per_sender,
+            max_sender_bytes=nostr.assembly_max_bytes_per_sender,
+            max_bytes=nostr.assembly_max_bytes,
+            deadline_s=nostr.assembly_timeout_s,
+        ),
+        max_running=nostr.max_concurrent_requests,
+        max_running_per_sender=nostr.max_concurrent_per_sender,
+        unpaid_per_minute=nostr.free_requests_per_minute,
+        stored_change=nostr.stored_change,
+    )
