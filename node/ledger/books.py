@@ -263,6 +263,22 @@ def account_discrepancies(connection: sqlite3.Connection) -> list[str]:
     ]
 
 
+def stranded_in_transit(connection: sqlite3.Connection) -> list[str]:
+    """Money that left for a mint with an operation that is no longer under way."""
+    rows = connection.execute(
+        "SELECT t.reference, SUM(t.amount) AS amount, o.state FROM ("
+        " SELECT reference, amount_msat AS amount FROM transfers WHERE destination = ?1"
+        " UNION ALL SELECT reference, -amount_msat FROM transfers WHERE source = ?1) t"
+        " LEFT JOIN operations o ON 'op:' || o.id = t.reference"
+        " GROUP BY t.reference HAVING SUM(t.amount) <> 0 AND o.state IS NOT 'intent'",
+        (int(Book.TRANSIT),),
+    )
+    return [
+        f"{amount} msat are in transit with {reference}, which is {state or 'unknown'}"
+        for reference, amount, state in rows
+    ]
+
+
 def read_books(path: Path, *, checkpointed: bool = False) -> Books:
     """The balance sheet of a database file, from outside the node, while it may be running.
 

@@ -23,8 +23,10 @@ from node.ledger.books import (
     account_discrepancies,
     checkpoint_problems,
     open_read_only,
+    stranded_in_transit,
     sum_books,
 )
+from node.ledger.keys import child_discrepancies
 from node.ledger.reconciling import own_coins, read_mark
 from node.ops.backup import in_use
 from node.ops.check_report import MAX_ISSUED, Holding, LongHold, MintAnswer, Report, Stuck
@@ -60,6 +62,8 @@ def examine(database: Path, mints: Sequence[str]) -> Report:
             problems=(
                 *books.problems(),
                 *account_discrepancies(connection),
+                *stranded_in_transit(connection),
+                *child_discrepancies(connection),
                 *checkpoint_problems(connection),
             ),
             holdings=holdings,

@@ -13,7 +13,7 @@ from node.ecash.lightning import Lightning
 from node.ecash.token import parse_token, serialize_token
 from node.ecash.wallet import Wallet
 from node.ledger.accounts import SqliteLedger
-from node.ledger.books import Books, account_discrepancies, sum_books
+from node.ledger.books import Books, account_discrepancies, stranded_in_transit, sum_books
 from node.ledger.database import Database
 from node.ledger.lightning import SqliteLightningStore
 from node.ledger.wallet import SqliteWalletStore
@@ -35,6 +35,7 @@ class Bench:
     async def books(self) -> Books:
         """The books, checked."""
         assert await self.database.read(account_discrepancies) == []
+        assert await self.database.read(stranded_in_transit) == []
         books = await self.database.read(sum_books)
         assert books.problems() == []
         return books

@@ -32,7 +32,7 @@ from node.ecash.token import serialize_token
 from node.ecash.wallet import Wallet
 from node.errors import InsufficientBalance, NotFound, Pending
 from node.ledger.accounts import SqliteLedger
-from node.ledger.books import account_discrepancies, sum_books
+from node.ledger.books import account_discrepancies, stranded_in_transit, sum_books
 from node.ledger.database import Database
 from node.ledger.wallet import SqliteWalletStore
 from node.ops.logging import configure
@@ -208,7 +208,9 @@ async def settle(task: dict[str, Any]) -> dict[str, Any]:
                 await asyncio.sleep(0.05)
         unseen = await SCENARIOS[task["scenario"]][1](at, task["tokens"])
         books = await at.database.read(sum_books)
-        problems = books.problems() + await at.database.read(account_discrepancies)
+        problems = books.problems()
+        for look in (account_discrepancies, stranded_in_transit):
+            problems += await at.database.read(look)
         coins = await at.database.read(
             lambda conn: [
                 row["y"] for row in conn.execute("SELECT y FROM proofs WHERE state = 'unspent'")

@@ -8,7 +8,7 @@ from dataclasses import replace
 from node.core.exchange import Request
 from node.core.money import MSAT_PER_SAT
 from node.errors import InvalidApiKey, InvalidValue
-from node.service.accounts import Accounts, is_token
+from node.service.accounts import Accounts, Unopened, check_date, is_token
 from node.service.dispatch import Reply
 from node.service.invoices import Invoices
 from node.service.json_body import json_object
@@ -70,7 +70,7 @@ class LightningEndpoints:
                 raise InvalidValue("api_key must be an API key", param="api_key")
             request = replace(request, headers={"authorization": f"Bearer {api_key}"})
         account = await self._accounts.identify(request)
-        account_id = getattr(account, "id", None)
-        if account_id is None:
+        if isinstance(account, Unopened):
             raise InvalidApiKey("this token has no account yet; open one with it first")
-        return int(account_id)
+        check_date(account)
+        return account.id
