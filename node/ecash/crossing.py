@@ -47,7 +47,7 @@ from node.ecash.crypto import (
     unblind,
     verify_signature_dleq,
 )
-from node.ecash.failures import FailureMemory
+from node.ecash.failures import UNVERIFIABLE, FailureMemory
 from node.ecash.keysets import AcceptedMint, Keysets
 from node.ecash.mint import MintClient, MintError, MintOffline, MintRejected, MintUnknown
 from node.errors import MintUnreachable, NodeError, TokenAlreadySpent, TokenMalformed
@@ -126,7 +126,7 @@ class Crossing:
         except MintOffline:
             if not fresh:
                 raise
-            return await self._fail(operation, MintUnreachable.code)
+            return await self._fail(operation, MintUnreachable.code, unused=True)
         except MintUnknown:
             await self._store.note_attempt(operation.id)
             raise
@@ -211,7 +211,8 @@ class Crossing:
                 raise rejected
             self._failures.refused(operation.inputs, rejected.code)
             code = TokenMalformed.code if operation.kind == "receive" else MintUnreachable.code
-            return await self._fail(operation, code)
+            hopeless = fresh and rejected.code == UNVERIFIABLE
+            return await self._fail(operation, code, unused=hopeless)
         if "PENDING" in states or found:
             raise rejected
         late = [
@@ -222,7 +223,7 @@ class Crossing:
             return await self._fail(operation, START_AGAIN)
         if operation.kind == "receive":
             self._failures.spent(operation.inputs)
-            return await self._fail(operation, TokenAlreadySpent.code)
+            return await self._fail(operation, TokenAlreadySpent.code, unused=fresh)
         log.error("own_coins_spent_elsewhere", operation=operation.id, mint=operation.mint)
         if fresh or time.time() - operation.unknown_at < ABANDON_AFTER_S:
             raise rejected
@@ -236,6 +237,8 @@ class Crossing:
         if failed.kind in self.kinds:
             return await self.kinds[failed.kind].landed_late(failed)
         coins = self._derive(failed)
+        if not coins:
+            return False
         signatures = await self._restored(self._mints[failed.mint].client, coins)
         if len(signatures) != len(coins):
             return False
@@ -252,8 +255,8 @@ class Crossing:
         }
         return [restored[m.b_] for m, _, _ in coins if m.b_ in restored]
 
-    async def _fail(self, operation: Operation, code: str) -> Operation:
-        await self._store.fail(operation, code)
+    async def _fail(self, operation: Operation, code: str, *, unused: bool = False) -> Operation:
+        await self._store.fail(operation, code, unused=unused)
         return await self._store.operation(operation.id)
 
 

@@ -23,7 +23,7 @@ from node.core.money import MSAT_PER_SAT, UNIT_MSAT, Msat, ceil_div, to_msat
 from node.ecash.bolt11 import read_bolt11
 from node.ecash.keysets import AcceptedMint
 from node.ecash.melting import Melting
-from node.ecash.mint import MintError, MintRejected
+from node.ecash.mint import MintError
 from node.ecash.minting import Minting
 from node.ecash.wallet import Wallet
 from node.errors import MintFull, MintUnreachable, Pending
@@ -107,8 +107,9 @@ class Lightning:
     async def collect(self, invoice: Invoice) -> Literal["paid", "unpaid", "gone", "unknown"]:
         """Ask whether an invoice is paid; if so, take its ecash and credit the account.
 
-        ``gone``: its mint knows no such quote, or gave its ecash to somebody else (to us, if the
-        database is from a backup). ``unknown``: ask again.
+        ``gone``: it is not ours to ask about any more. ``unknown``: ask again; also when the mint
+        gave its ecash to us in a past that this database, from a backup, does not know: then the
+        client's claim stays on record for the operator.
         """
         current = await self._store.invoice(invoice.hash)
         mint = self._mints.get(invoice.mint)
@@ -121,9 +122,7 @@ class Lightning:
         if current.operation_id is None:
             try:
                 quote = await mint.client.mint_quote_state(invoice.quote)
-            except MintRejected:
-                return "gone"
-            except MintError as error:
+            except MintError as error:  # a refusal proves nothing: mints refuse when in trouble
                 log.info("quote_unknown", mint=invoice.mint, reason=str(error))
                 return "unknown"
             if quote.state == "UNPAID":
@@ -133,8 +132,8 @@ class Lightning:
             ):
                 current = await self._store.invoice(invoice.hash)  # another may have been quicker
                 if current is not None and current.operation_id is None:
-                    log.error("ecash_of_invoice_is_gone", mint=invoice.mint)
-                    return "gone"
+                    log.error("invoice_paid_before_the_backup_was_restored", mint=invoice.mint)
+                    return "unknown"
         try:
             keyset = await self._wallet.active_keyset(invoice.mint, invoice.unit)
             operation_id = uuid.uuid4().hex

@@ -45,6 +45,9 @@ from node.ports import ReconcileStore, WalletStore
 
 log = structlog.get_logger()
 
+EMPTY_WINDOWS = 25
+"""Windows of SCAN_WINDOW counters without a coin before the search after a restore ends: failed
+operations leave gaps."""
 BATCH = 100
 """Coins in one question to a mint."""
 MAX_QUESTIONS = 4
@@ -239,16 +242,22 @@ class Reconciler:
     async def _scan(self, client: MintClient, keyset: Keyset, found: list[FoundCoin]) -> int:
         """Collect the coins signed at counters we have not used; the first counter after them."""
         first = await self._store.counter(keyset.id)
+        empty = 0
         while True:
             window = []
-            for counter in range(first, first + SCAN_WINDOW):
+            start = first + empty * SCAN_WINDOW
+            for counter in range(start, start + SCAN_WINDOW):
                 window.append(self._coin(keyset.id, counter, 1))
                 if len(window) % 50 == 0:
                     await asyncio.sleep(0)  # the loop has others to serve
             index = {message.b_: number for number, (message, _, _) in enumerate(window)}
             restored = await client.restore([message for message, _, _ in window])
             if not restored:
-                return first
+                empty += 1
+                if empty == EMPTY_WINDOWS:
+                    return first
+                continue
+            empty = 0
             if not keyset.keys:
                 keyset = await client.keys(keyset.id)
             for message, signature in restored:
@@ -258,7 +267,7 @@ class Reconciler:
                 named = BlindedMessage(signature.amount, keyset.id, message.b_)
                 ((y, proof),) = unblind_coins(keyset, [(named, secret, r)], [signature])
                 found.append(FoundCoin(y, keyset.unit, proof))
-            first += 1 + max(index[message.b_] for message, _ in restored)
+            first = start + 1 + max(index[message.b_] for message, _ in restored)
 
     def _coin(self, keyset_id: str, counter: int, amount: int) -> Coin:
         secret, r = derive_secret(self._seed, keyset_id, counter)

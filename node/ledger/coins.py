@@ -63,6 +63,18 @@ def advance_counter(conn: sqlite3.Connection, keyset_id: str, to: int) -> None:
     )
 
 
+def give_back_counters(conn: sqlite3.Connection, operation: Operation) -> None:
+    """Free the counters of an operation, and forget its outputs, if they are the last ones."""
+    first = min(output.counter for output in operation.outputs)
+    keyset_id = operation.outputs[0].keyset_id
+    freed = conn.execute(
+        "UPDATE counters SET next = ? WHERE keyset_id = ? AND next = ?",
+        (first, keyset_id, first + len(operation.outputs)),
+    )
+    if freed.rowcount:
+        conn.execute("UPDATE operations SET outputs = '[]' WHERE id = ?", (operation.id,))
+
+
 def stock(
     conn: sqlite3.Connection, mint: str, unit: str, *, suspect: bool = True
 ) -> dict[int, int]:

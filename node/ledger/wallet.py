@@ -43,6 +43,7 @@ from node.ledger.books import Book, transfer
 from node.ledger.coins import (
     advance_counter,
     exposure,
+    give_back_counters,
     next_counter,
     stock,
     store_coins,
@@ -261,16 +262,22 @@ class SqliteWalletStore:
 
     # -- both ------------------------------------------------------------------------------
 
-    def fail(self, operation: Operation, error: str) -> asyncio.Future[None]:
+    def fail(
+        self, operation: Operation, error: str, *, unused: bool = False
+    ) -> asyncio.Future[None]:
         """The mint refused and nothing moved: undo the intent. Idempotent.
 
         Args:
             error: code of the error the client is told.
+            unused: the mint can never sign the outputs. Then their counters are free again,
+                unless later ones are in use: gaps make coins hard to find from the seed.
         """
 
         def work(conn: sqlite3.Connection) -> None:
             if not move(conn, operation.id, "failed"):
                 return
+            if unused and operation.outputs:
+                give_back_counters(conn, operation)
             conn.execute(
                 "UPDATE operations SET error = ?, request_key = NULL WHERE id = ?",
                 (error, operation.id),

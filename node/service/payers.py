@@ -163,10 +163,14 @@ class TokenPayer:
         waiting = asyncio.create_task(begun.wait())
         try:
             await asyncio.wait({waiting, self._securing}, return_when=asyncio.FIRST_COMPLETED)
+            if self._securing.done():
+                await self.secured()
+        except asyncio.CancelledError:
+            # The client is gone and nobody will settle: its money comes back as change.
+            _spawn(self._close(Msat(0), None))
+            raise
         finally:
             waiting.cancel()
-        if self._securing.done():
-            await self.secured()
 
     async def secured(self) -> None:
         await self._hold_id()

@@ -244,3 +244,32 @@ async def test_thirty_requests_and_withdrawals_on_one_key_never_overspend(world:
     )
     assert books.open_msat == 43_000 - 2_000 * len(tokens) - spent
     await world.assert_coins_are_real()
+
+
+async def test_clients_that_go_away_at_any_moment_leave_nothing_held(world: World) -> None:
+    tokens = [await world.purse.fund(20) for _ in range(24)]
+    body = json.dumps(BODY).encode()
+    for number, token in enumerate(tokens):
+        reader, writer = await asyncio.open_connection("127.0.0.1", world.node.port)
+        writer.write(
+            b"POST /v1/chat/completions HTTP/1.1\r\nhost: n\r\ncontent-type: application/json\r\n"
+            + f"x-cashu: {token}\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+            + body
+        )
+        await writer.drain()
+        await asyncio.sleep(number * 0.0005)
+        writer.transport.abort()
+        del reader
+    books = await world.quiet_books()
+    assert (books.holds_open, books.operations_open) == (0, 0)
+    back = 0
+    for token in tokens:
+        answer = await call(world, "POST", "/v1/balance/refund", headers={"X-Cashu": token})
+        if answer.status_code == 404:  # it went away before its request was read
+            back += 20
+            assert await world.purse.receive(token) == 20
+        else:
+            assert answer.status_code == 200
+            back += await world.purse.receive(answer.json()["token"])
+    books = await world.quiet_books()
+    assert back * 1000 == 24 * 20_000 - books.revenue_msat - books.dust_msat

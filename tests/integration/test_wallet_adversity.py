@@ -387,3 +387,30 @@ async def test_a_mint_that_never_answered_is_unreachable_and_nothing_is_begun(
     with pytest.raises(MintUnreachable):
         await bench.wallet.receive(at(nowhere, await (await purse()).fund(5)), new_account("a"))
     assert await states(bench) == []
+
+
+async def test_refused_tokens_leave_no_gap_in_the_counters(
+    mint: EmbeddedMint, purse: OpenPurse, open_bench: OpenBench
+) -> None:
+    client = await purse()
+    bench = await open_bench(mint.url, timeout_s=10)
+    await bench.wallet.receive(await client.fund(7), new_account("a"))
+    before = await _counters(bench)
+    spent = await client.fund(8)
+    await client.receive(spent)
+    with pytest.raises(TokenAlreadySpent):
+        await bench.wallet.receive(spent, new_account("b"))
+    good = parse_token(await client.fund(8))
+    forged = [replace(p, secret=p.secret[::-1], dleq=None) for p in good.proofs]
+    with pytest.raises(TokenMalformed):
+        await bench.wallet.receive(serialize_token(mint.url, "sat", forged), new_account("c"))
+    assert await _counters(bench) == before
+    await bench.wallet.receive(await client.fund(9), new_account("d"))
+    assert (await bench.books()).open_msat == 16_000
+
+
+async def _counters(bench: Bench) -> list[int]:
+    rows = await bench.database.read(
+        lambda conn: conn.execute("SELECT next FROM counters").fetchall()
+    )
+    return [row["next"] for row in rows]
