@@ -24,7 +24,7 @@ test: $(STAMP)  ## all tests (ARGS='-k name' to choose)
 	@$(BIN)/python -m pytest $(ARGS)
 
 soak: $(STAMP)  ## the kill matrix at every step instead of a sample; takes long
-	@NODESTR_SOAK=1 $(BIN)/python -m pytest tests/integration/test_kill_matrix.py $(ARGS)
+	@NODESTR_SOAK=1 $(BIN)/python -m pytest tests/integration/test_kill_matrix.py tests/integration/test_lightning_kills.py $(ARGS)
 
 check: $(STAMP)  ## the gates: ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .

@@ -5,15 +5,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime
 import json
 import os
 import random
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,42 +18,16 @@ from node.demo.mint import EmbeddedMint
 from node.demo.purse import Purse
 from node.ecash.token import parse_token
 from tests.integration.kill_scenarios import KILLED
+from tests.integration.zygote import Zygote, zygote_of
 
 ALL = os.environ.get("NODESTR_SOAK") == "1"
 SAMPLES = 10
 
 
-class Zygote:
-    """Talks to the process that forks."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
-
-    async def run(self, task: dict[str, Any]) -> tuple[int, str]:
-        """(exit code, output) of a child with this task."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(task).encode() + b"\n")
-        line = await asyncio.wait_for(self._process.stdout.readline(), 60)
-        answer = json.loads(line)
-        return answer["code"], answer["output"]
-
-
 @pytest.fixture
 async def zygote() -> AsyncIterator[Zygote]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "tests.integration.kill_scenarios",
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        cwd=Path(__file__).parents[2],
-        limit=1 << 22,
-    )
-    yield Zygote(process)
-    assert process.stdin is not None
-    process.stdin.close()
-    await asyncio.wait_for(process.wait(), 30)
+    async with zygote_of("tests.integration.kill_scenarios") as running:
+        yield running
 
 
 async def one_kill(

@@ -5,12 +5,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime
 import json
 import os
 import random
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ import pytest
 from node.demo.mint import EmbeddedMint
 from node.demo.purse import Purse
 from tests.integration.kill_scenarios import KILLED
-from tests.integration.test_kill_matrix import Zygote
+from tests.integration.zygote import Zygote, zygote_of
 
 ALL = os.environ.get("NODESTR_SOAK") == "1"
 SAMPLES = 12
@@ -28,19 +26,8 @@ SAMPLES = 12
 
 @pytest.fixture
 async def zygote() -> AsyncIterator[Zygote]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "tests.integration.lightning_kills",
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        cwd=Path(__file__).parents[2],
-        limit=1 << 22,
-    )
-    yield Zygote(process)
-    assert process.stdin is not None
-    process.stdin.close()
-    await asyncio.wait_for(process.wait(), 30)
+    async with zygote_of("tests.integration.lightning_kills") as running:
+        yield running
 
 
 @pytest.mark.timeout(3600 if ALL else 240)
