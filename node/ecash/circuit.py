@@ -35,12 +35,7 @@ THRESHOLD = 3
 COOLDOWN_S = 5.0
 """How long it stays open the first time; twice as long each time after."""
 MAX_COOLDOWN_S = 60.0
-MAX_SWAPS = 2
-"""Swaps in flight at one mint: more make it slower, not faster."""
-QUEUE_TIMEOUT_S = 15.0
-"""How long a swap waits for its turn."""
 
-_SWAP = "/v1/swap"
 _MELT = "/v1/melt/bolt11"
 """Answered when a Lightning payment is through, which may take minutes."""
 

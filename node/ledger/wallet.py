@@ -445,16 +445,6 @@ class SqliteWalletStore:
         )
         return row["state"], bool(row["held"])
 
-    async def holdings(self) -> dict[tuple[str, str], int]:
-        """(mint, unit) → unspent coins, in that unit."""
-        rows = await self._db.read(
-            lambda conn: conn.execute(
-                "SELECT mint, unit, SUM(amount) AS total FROM proofs WHERE state = 'unspent'"
-                " GROUP BY mint, unit"
-            ).fetchall()
-        )
-        return {(row["mint"], row["unit"]): row["total"] for row in rows}
-
     async def secret(self, name: str, make: Callable[[], str]) -> str:
         """A secret kept in the database, made on first use."""
 

@@ -31,8 +31,6 @@ from node.ports import Lightning, Payee
 
 log = structlog.get_logger()
 
-INPUT_FEE_MARGIN = Msat(10 * MSAT_PER_SAT)
-"""Left for the mint's input fees when the amount of a payout is chosen."""
 _PPM = 1_000_000
 
 
