@@ -12,7 +12,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from node.core.accounts import (
@@ -29,11 +29,12 @@ from node.core.accounts import (
     Settled,
     Source,
 )
-from node.core.catalog import Model
+from node.core.catalog import Backend, Model
 from node.core.ecash import Keyset, Proof, Token
 from node.core.keys import ChildKey, NewChildren, Spending, Terms
 from node.core.lightning import (
     Invoice,
+    Melt,
     MeltRequest,
     NewInvoice,
     Payable,
@@ -47,22 +48,39 @@ from node.core.usage import Usage
 from node.errors import NodeError
 
 
+class Payload(Protocol):
+    """The body of a call, in a form in which the model can be named as each upstream does."""
+
+    @property
+    def content_type(self) -> str: ...
+
+    def encode(self, upstream_id: str) -> bytes:
+        """The bytes for an upstream that calls the model so."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class UpstreamCall:
-    """One call to a model server."""
+    """One call to whichever model server serves it."""
 
     model: Model
+    endpoint: str
+    """Of ``catalog.ENDPOINTS``."""
     path: str
     """OpenAI path below the base URL, such as ``/chat/completions``."""
-    body: bytes
-    """JSON as we priced it."""
+    payload: Payload
     request_id: str
-    accept: str = "application/json"
+    accept: tuple[str, ...] = ("application/json",)
+    """Content types the answer may have; one that ends in ``/`` stands for all of its kind."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Of the client's headers those that may be passed on; lower-case names."""
 
 
 class UpstreamReply(Protocol):
     """An answer of which the headers have arrived."""
 
+    backend: Backend
+    """Who serves it, at which price."""
     status: int
     content_type: str
 
@@ -77,7 +95,7 @@ class UpstreamReply(Protocol):
 
 class Upstream(Protocol):
     async def open(self, call: UpstreamCall) -> UpstreamReply:
-        """Send ``call`` and wait for the headers of a 2xx answer.
+        """Send ``call`` to one of the model's backends and wait for a 2xx answer to begin.
 
         Raises UpstreamFailed, UpstreamTimeout, or the error that tells the client what is
         wrong with its own request (InvalidValue, ContextLengthExceeded, RateLimitExceeded …).
@@ -145,7 +163,9 @@ class KeyStore(Protocol):
     async def spending(self, account_id: int) -> dict[int | None, Spending]: ...
     async def reset(self, account_id: int, hashed: str) -> None: ...
     async def revoke(self, account_id: int, hashed: str) -> None: ...
-    async def to_refund(self, limit: int) -> list[tuple[int, str]]: ...
+    async def to_refund(self, limit: int, floor: Msat = ...) -> list[tuple[int, str]]: ...
+    async def count_try(self, account_id: int, first_s: float, most_s: float) -> None: ...
+    async def forget_tries(self, account_id: int) -> None: ...
 
 
 class Statements(Protocol):
@@ -156,17 +176,10 @@ class Statements(Protocol):
 
 
 class Refunder(Protocol):
-    """Pays what an account has over Lightning."""
+    """Pays what an account has over Lightning once it has expired."""
 
     def check(self, address: str) -> None:
         """Raise InvalidValue when ``address`` is not one that could be paid."""
-        ...
-
-    async def refund(self, account_id: int, address: str) -> None:
-        """Pay all of the account's money out to ``address``; journalled, never paid twice.
-
-        Raises a NodeError when it cannot be done now; the money is then still the account's.
-        """
         ...
 
 
@@ -192,7 +205,7 @@ class WalletStore(Protocol):
     ) -> Awaitable[Operation]: ...
     def finish_receive(
         self, operation: Operation, coins: Sequence[tuple[str, Proof]]
-    ) -> Awaitable[None]: ...
+    ) -> Awaitable[Operation]: ...
     def begin_send(
         self, request: IssueRequest, sources: Sequence[Source]
     ) -> Awaitable[Operation]: ...
@@ -222,10 +235,10 @@ class WalletStore(Protocol):
     def salvage(
         self, operation: Operation, coins: Sequence[tuple[str, Proof]]
     ) -> Awaitable[None]: ...
-    async def failed_sharing(self, operation_id: str) -> list[Operation]: ...
+    async def ended_sharing(self, operation_id: str) -> list[Operation]: ...
     async def failed_unknown(self, since_s: int) -> list[Operation]: ...
     async def counter(self, keyset_id: str) -> int: ...
-    async def advance_counter(self, keyset_id: str, to: int) -> None: ...
+    async def skip_counters(self, mint: str, keyset_id: str, to: int) -> None: ...
     async def note_attempt(self, operation_id: str) -> None: ...
     async def operation(self, operation_id: str) -> Operation: ...
     async def open_operations(self) -> list[Operation]: ...
@@ -279,13 +292,22 @@ class LightningStore(Protocol):
     async def failed_mints(self, mint: str, quote: str) -> list[Operation]: ...
     def begin_melt(self, request: MeltRequest) -> Awaitable[Operation]: ...
     def finish_melt(
-        self, operation: Operation, change: Sequence[tuple[str, Proof]]
+        self, operation: Operation, change: Sequence[tuple[str, Proof]], missing: int = ...
     ) -> Awaitable[None]: ...
     def salvage_melt(
-        self, operation: Operation, change: Sequence[tuple[str, Proof]]
+        self, operation: Operation, change: Sequence[tuple[str, Proof]], missing: int = ...
     ) -> Awaitable[None]: ...
+    def late_change(
+        self, operation: Operation, coins: Sequence[tuple[str, Proof]]
+    ) -> Awaitable[Msat]: ...
     def fail_melt(self, operation: Operation, error: str) -> Awaitable[None]: ...
-    async def payable(self, mint: str, unit: str) -> Payable: ...
+    def write_off_melt(
+        self, operation: Operation, spent: Sequence[str], error: str
+    ) -> Awaitable[None]: ...
+    async def note_paid(self, operation_id: str) -> int: ...
+    async def melt(self, operation_id: str) -> Melt: ...
+    async def missing_change(self, since_s: int) -> list[Operation]: ...
+    async def payable(self, source: Source, account_id: int = ...) -> Payable: ...
 
 
 class Lightning(Protocol):
@@ -293,7 +315,7 @@ class Lightning(Protocol):
 
     async def quote(self, amount_sat: int, first: str | None = None) -> Quoted: ...
     async def collect(self, invoice: Invoice) -> Literal["paid", "unpaid", "gone", "unknown"]: ...
-    async def payable(self) -> list[Payable]: ...
+    async def payable(self, account_id: int = ...) -> list[Payable]: ...
     def read(self, bolt11: str) -> PayRequest: ...
     async def pay(
         self,
@@ -302,14 +324,18 @@ class Lightning(Protocol):
         payable: Payable,
         *,
         max_fee: Msat,
-        reserve: Msat,
+        reserve: Msat = ...,
+        account_id: int = ...,
     ) -> Operation: ...
 
 
 class Payee(Protocol):
     """Makes invoices for a Lightning address; see ``node.ecash.lnurl``."""
 
-    async def invoice(self, destination: str, amount: Msat) -> PayRequest: ...
+    def check(self, destination: str) -> None: ...
+    async def invoice(
+        self, destination: str, amount: Msat, *, or_less: bool = ...
+    ) -> PayRequest: ...
 
 
 class Wallet(Protocol):
@@ -319,11 +345,12 @@ class Wallet(Protocol):
     def accept(self, text: str) -> Token: ...
     async def receive(
         self,
-        text: str,
+        token: Token,
         into: NewAccount | int,
         *,
         at_least: Msat = ...,
         on_begun: Callable[[], None] | None = None,
+        on_credit: Callable[[int], None] | None = None,
     ) -> Operation: ...
     async def issue(
         self,

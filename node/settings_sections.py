@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from node.core.catalog import Model
+from node.core.catalog import Backend, Model
 from node.core.money import Msat
 from node.core.pricing import Price
 from node.settings_types import (
@@ -183,6 +183,25 @@ class UpstreamSettings(Section):
     """Longest silence inside an answer."""
 
 
+Endpoint = Literal[
+    "chat",
+    "completions",
+    "embeddings",
+    "images",
+    "transcriptions",
+    "translations",
+    "speech",
+    "responses",
+    "messages",
+    "moderations",
+    "rerank",
+]
+
+
+def _msat(amount: int | None) -> Msat | None:
+    return None if amount is None else Msat(amount)
+
+
 class ModelSettings(Section):
     """[[models]] a model for sale."""
 
@@ -202,6 +221,20 @@ class ModelSettings(Section):
     """Price of a million generated tokens, in msat."""
     per_request_msat: AmountMsat = 0
     """Price of a request on top of its tokens, in msat."""
+    cached_per_mtok_msat: AmountMsat | None = None
+    """Price of a million prompt tokens that the upstream had in its cache, in msat; by default
+    that of others."""
+    cache_write_per_mtok_msat: AmountMsat | None = None
+    """Price of a million prompt tokens that the upstream wrote to its cache, in msat; by default
+    that of others."""
+    reasoning_per_mtok_msat: AmountMsat | None = None
+    """Price of a million reasoning tokens, in msat; by default that of other generated tokens."""
+    per_image_msat: AmountMsat = 0
+    """Price of an image made, in msat."""
+    per_audio_minute_msat: AmountMsat = 0
+    """Price of a minute of audio listened to or made, in msat."""
+    per_mchar_msat: AmountMsat = 0
+    """Price of a million characters read aloud, in msat."""
     free: bool = False
     """Serve it for nothing; without this a model without a price is refused."""
     context_length: Count
@@ -212,16 +245,23 @@ class ModelSettings(Section):
         "text",
     )
     """What it understands."""
-    endpoints: Annotated[tuple[Literal["chat"], ...], Field(min_length=1)] = ("chat",)
-    """What it can be used for: chat is /v1/chat/completions."""
+    endpoints: Annotated[tuple[Endpoint, ...], Field(min_length=1)] = ("chat", "messages")
+    """What it can be used for: chat is /v1/chat/completions, transcriptions is
+    /v1/audio/transcriptions and so on."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         token_prices = (self.input_per_mtok_msat, self.output_per_mtok_msat)
+        others = (
+            self.per_request_msat,
+            self.per_image_msat,
+            self.per_audio_minute_msat,
+            self.per_mchar_msat,
+        )
         if self.free:
-            if any(token_prices) or self.per_request_msat:
+            if any(token_prices) or any(others):
                 raise ValueError(f'model "{self.id}" is free = true and has a price; choose one')
-        elif not self.per_request_msat and (None in token_prices or not any(token_prices)):
+        elif not any(others) and (None in token_prices or not any(token_prices)):
             raise ValueError(
                 f'model "{self.id}" has no price: set input_per_mtok_msat and '
                 "output_per_mtok_msat (or per_request_msat), or free = true to give it away"
@@ -232,17 +272,22 @@ class ModelSettings(Section):
 
     def to_model(self) -> Model:
         """The catalogue's entry."""
+        price = Price(
+            input_per_mtok=Msat(self.input_per_mtok_msat or 0),
+            output_per_mtok=Msat(self.output_per_mtok_msat or 0),
+            per_request=Msat(self.per_request_msat),
+            cached_per_mtok=_msat(self.cached_per_mtok_msat),
+            cache_write_per_mtok=_msat(self.cache_write_per_mtok_msat),
+            reasoning_per_mtok=_msat(self.reasoning_per_mtok_msat),
+            per_image=Msat(self.per_image_msat),
+            per_audio_minute=Msat(self.per_audio_minute_msat),
+            per_mchar=Msat(self.per_mchar_msat),
+        )
         return Model(
             id=self.id,
-            upstream=self.upstream,
-            upstream_id=self.upstream_id or self.id,
+            backends=(Backend(self.upstream, price, self.upstream_id or self.id),),
             name=self.name or self.id,
             description=self.description,
-            price=Price(
-                input_per_mtok=Msat(self.input_per_mtok_msat or 0),
-                output_per_mtok=Msat(self.output_per_mtok_msat or 0),
-                per_request=Msat(self.per_request_msat),
-            ),
             context_length=self.context_length,
             max_output_tokens=self.max_output_tokens,
             modalities=self.modalities,

@@ -1,54 +1,99 @@
-"""The models this node sells."""
+"""The models this node sells and the backends that serve them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from node.core.money import Msat
-from node.core.pricing import Price
+from node.core.pricing import Price, dearest
+from node.core.usage import Usage
 from node.errors import ModelNotFound
+
+ENDPOINTS = (
+    "chat",
+    "completions",
+    "embeddings",
+    "images",
+    "transcriptions",
+    "translations",
+    "speech",
+    "responses",
+    "messages",
+    "moderations",
+    "rerank",
+)
+"""What a model can be used for."""
 
 
 @dataclass(frozen=True, slots=True)
+class Backend:
+    """One upstream that serves a model, and what is charged when it does."""
+
+    upstream: str
+    """Name of the upstream."""
+    price: Price
+    upstream_id: str
+    """The upstream's name for the model."""
+    priority: int = 0
+    """Lower numbers are tried first."""
+    weight: int = 1
+    """Its share among those of one priority, when they are chosen by weight."""
+
+
+@dataclass(frozen=True)
 class Model:
     """One model for sale."""
 
     id: str
-    upstream: str
-    """Name of the upstream that serves it."""
-    price: Price
+    backends: tuple[Backend, ...]
+    """At least one."""
     context_length: int
     max_output_tokens: int
     name: str = ""
     description: str = ""
-    upstream_id: str = ""
-    """The upstream's name for it; ``id`` when empty."""
     modalities: tuple[str, ...] = ("text",)
+    """What it understands."""
     endpoints: tuple[str, ...] = ("chat",)
+    """Of ``ENDPOINTS``."""
     created: int = 0
+
+    @cached_property
+    def price(self) -> Price:
+        """What is announced: no call costs more, whichever backend serves it."""
+        return dearest(backend.price for backend in self.backends)
 
     @property
     def max_prompt_cost(self) -> Msat:
         """Cost in msat of a prompt that fills the context."""
-        return self.price.quote(self.context_length, 0)
+        return self.price.most(Usage(self.context_length))
 
     @property
     def max_completion_cost(self) -> Msat:
         """Cost in msat of the longest answer."""
-        return self.price.quote(0, self.max_output_tokens)
+        return self.price.most(Usage(0, self.max_output_tokens))
 
     @property
     def max_cost(self) -> Msat:
-        """The most a call can cost, in msat."""
-        return self.price.quote(self.context_length, self.max_output_tokens)
+        """The most a text call can cost, in msat."""
+        return self.price.most(Usage(self.context_length, self.max_output_tokens))
 
 
 class Catalog:
-    """The models by id, in the order of the configuration."""
+    """The models by id, in the order of the configuration. ``replace`` is how prices and
+    discovered models change while the node runs; who holds a Model keeps what it was."""
 
-    def __init__(self, models: Iterable[Model]) -> None:
+    def __init__(self, models: Iterable[Model] = ()) -> None:
+        self._models: dict[str, Model] = {}
+        self.version = 0
+        """Counts the replacements."""
+        self.replace(models)
+
+    def replace(self, models: Iterable[Model]) -> None:
+        """Sell these from now on."""
         self._models = {model.id: model for model in models}
+        self.version += 1
 
     def __iter__(self) -> Iterator[Model]:
         return iter(self._models.values())

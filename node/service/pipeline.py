@@ -28,17 +28,13 @@ from node.core.exchange import Chunk, Failed, Receipt, ReplyEvent, Request, Star
 from node.core.money import Msat
 from node.errors import InsufficientBalance, InternalError, Interrupted, NodeError, UpstreamFailed
 from node.ports import Upstream, UpstreamCall, UpstreamReply
-from node.service.metering import Meter, PreparedCall, meter_for
+from node.service.inference.call import Meter, Prepare, PreparedCall
 from node.service.payers import Payer, Refused
 from node.service.stopping import Stopped, StopScope
 
 log = structlog.get_logger()
 
-Prepare = Callable[[Request, Catalog], PreparedCall]
-"""Reads a request of one endpoint; the place where a new paid endpoint begins."""
-
 _CANCELLED = "cancelled by its sender; what the model server had done by then was charged"
-_DONE = b"data: [DONE]\n\n"
 
 
 class Pipeline:
@@ -69,7 +65,7 @@ class Pipeline:
             payer = await self._choose_payer(request)
             call = prepare(request, self._catalog)
             price = call.model.price
-            max_cost = price.quote(call.max_prompt_tokens, call.max_completion_tokens)
+            max_cost = price.most(call.most)
             await payer.begin(
                 HoldRequest(
                     request_id=request.request_id,
@@ -119,7 +115,7 @@ class _Answer:
         self._call = call
         self._payer = payer
         self._upstream = upstream
-        self._meter: Meter = meter_for(call)
+        self._meter: Meter = call.make_meter(call)
         self._reply: UpstreamReply | None = None
         self._asked = False
         self._closed = False
@@ -135,10 +131,12 @@ class _Answer:
                 self._reply = await self._upstream.open(
                     UpstreamCall(
                         model=call.model,
+                        endpoint=call.endpoint,
                         path=call.path,
-                        body=call.body,
+                        payload=call.payload,
                         request_id=self._request.request_id,
-                        accept="text/event-stream" if call.stream else "application/json",
+                        accept=call.accept,
+                        headers=call.headers,
                     )
                 )
             chunks = aiter(self._reply.chunks())
@@ -209,18 +207,18 @@ class _Answer:
                 await self._reply.close()
 
     async def _stopped(self, started: bool) -> list[ReplyEvent]:
-        """The end of an answer its client wants no more of: no ``[DONE]``, for it is not whole."""
+        """The end of an answer its client wants no more of."""
         if self._reply is not None:
             await self._reply.close()
         receipt = await self._settle_if_asked()
         if not self._call.stream:
             return [Failed(Interrupted(_CANCELLED), receipt)]
         events: list[ReplyEvent] = [] if started else [self._started()]
-        tail = self._meter.finish(receipt.cost or Msat(0), receipt.change)
-        return [*events, Chunk(tail.removesuffix(_DONE)), receipt]
+        tail = self._meter.cut(receipt.cost or Msat(0), receipt.change)
+        return [*events, Chunk(tail), receipt]
 
     def _started(self) -> Started:
-        content_type = "text/event-stream" if self._call.stream else "application/json"
+        content_type = self._reply.content_type if self._reply else self._call.accept[0]
         headers = {"content-type": content_type, "cache-control": "no-store"}
         live = self._call.stream and (self._payer.live or self._call.change_in_stream)
         return Started(200, headers, live)
@@ -232,7 +230,11 @@ class _Answer:
     async def _settle(self) -> Receipt:
         self._closed = True
         usage = self._meter.usage()
-        return await self._payer.settle(self._call.model.price.cost(usage), usage)
+        if self._reply is not None:
+            cost = self._reply.backend.price.cost(usage)
+        else:  # it is not known who had begun: nobody is charged for the dearest
+            cost = min(backend.price.cost(usage) for backend in self._call.model.backends)
+        return await self._payer.settle(cost, usage)
 
     async def _release(self) -> Receipt:
         self._closed = True

@@ -1,7 +1,7 @@
 """Every endpoint of the node, for both carriages, in one table.
 
 A new plain endpoint is a function ``(Request, params) -> Reply`` and a line here; a new paid one
-is a ``prepare`` function (``node.service.prepare``) and a line here.
+is a ``prepare`` function (``node.service.inference.chat``) and a line here.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from node.service.endpoints.catalogue import info_document, model_document, mode
 from node.service.endpoints.lightning import LightningEndpoints
 from node.service.endpoints.providers import etag, get_provider, list_providers
 from node.service.endpoints.wallet import WalletEndpoints
-from node.service.pipeline import Pipeline, Prepare
-from node.service.prepare import prepare_chat
+from node.service.inference.call import Prepare
+from node.service.inference.chat import prepare_chat
+from node.service.pipeline import Pipeline
 
 
 def _has_tag(if_none_match: str, tag: str) -> bool:

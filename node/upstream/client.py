@@ -10,12 +10,11 @@ from dataclasses import dataclass
 
 import aiohttp
 
+from node.core.catalog import Backend
 from node.errors import NodeError, UpstreamFailed, UpstreamTimeout
-from node.ports import Upstream, UpstreamCall, UpstreamReply
+from node.ports import UpstreamCall, UpstreamReply
 from node.upstream.errors import MAX_ERROR_BYTES, error_from_answer, error_from_client
 
-EVENT_STREAM = "text/event-stream"
-JSON = "application/json"
 _LARGE_BODY_BYTES = 1 << 19
 
 
@@ -62,15 +61,15 @@ class OpenAIUpstream:
             total=None, connect=deadlines.connect_s, sock_connect=deadlines.connect_s
         )
 
-    async def open(self, call: UpstreamCall) -> UpstreamReply:
-        """See ``ports.Upstream.open``. The client's headers are not passed on."""
+    async def open(self, call: UpstreamCall, backend: Backend) -> UpstreamReply:
+        """Send ``call`` here; errors as ``ports.Upstream.open`` has them."""
         deadlines = self._deadlines
         ends_at = asyncio.get_running_loop().time() + deadlines.answer_s
         try:
             async with asyncio.timeout(deadlines.first_byte_s):
                 response = await self._session.post(
                     self._base_url + call.path,
-                    data=_payload(call.body),
+                    data=_payload(call.payload.encode(backend.upstream_id)),
                     headers=self._headers(call),
                     timeout=self._timeout,
                     allow_redirects=False,
@@ -78,7 +77,7 @@ class OpenAIUpstream:
                 )
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise error_from_client(self.name, error) from error
-        reply = _Reply(self.name, response, deadlines, ends_at)
+        reply = _Reply(self.name, backend, response, deadlines, ends_at)
         try:
             await self._check(call, reply)
         except BaseException:
@@ -87,7 +86,12 @@ class OpenAIUpstream:
         return reply
 
     def _headers(self, call: UpstreamCall) -> dict[str, str]:
-        headers = {"content-type": JSON, "accept": call.accept, "x-request-id": call.request_id}
+        headers = {
+            **call.headers,
+            "content-type": call.payload.content_type,
+            "accept": ", ".join(f"{kind}*" if kind.endswith("/") else kind for kind in call.accept),
+            "x-request-id": call.request_id,
+        }
         if self._api_key:
             headers["authorization"] = f"Bearer {self._api_key}"
         return headers
@@ -95,11 +99,14 @@ class OpenAIUpstream:
     async def _check(self, call: UpstreamCall, reply: _Reply) -> None:
         if not 200 <= reply.status < 300:
             raise await reply.error(self._api_key)
-        wanted = EVENT_STREAM if EVENT_STREAM in call.accept else JSON
-        if reply.content_type != wanted:
+        if not any(_is_kind(reply.content_type, wanted) for wanted in call.accept):
             raise UpstreamFailed(
-                private=f"{self.name} answered {reply.content_type!r} instead of {wanted!r}"
+                private=f"{self.name} answered {reply.content_type!r} instead of {call.accept!r}"
             )
+
+
+def _is_kind(content_type: str, wanted: str) -> bool:
+    return content_type.startswith(wanted) if wanted.endswith("/") else content_type == wanted
 
 
 def _payload(body: bytes) -> bytes | io.BytesIO:
@@ -111,8 +118,14 @@ class _Reply:
     """An answer being read; implements ports.UpstreamReply."""
 
     def __init__(
-        self, name: str, response: aiohttp.ClientResponse, deadlines: Deadlines, ends_at: float
+        self,
+        name: str,
+        backend: Backend,
+        response: aiohttp.ClientResponse,
+        deadlines: Deadlines,
+        ends_at: float,
     ) -> None:
+        self.backend = backend
         self.status = response.status
         self.content_type = response.content_type
         self._name = name
@@ -160,13 +173,14 @@ class _Reply:
 
 
 class UpstreamRouter:
-    """All upstreams by name; a call goes to the one its model names."""
+    """All upstreams by name; a call goes to the first backend of its model."""
 
-    def __init__(self, upstreams: Mapping[str, Upstream]) -> None:
+    def __init__(self, upstreams: Mapping[str, OpenAIUpstream]) -> None:
         self._upstreams = dict(upstreams)
 
     async def open(self, call: UpstreamCall) -> UpstreamReply:
-        upstream = self._upstreams.get(call.model.upstream)
+        backend = call.model.backends[0]
+        upstream = self._upstreams.get(backend.upstream)
         if upstream is None:
-            raise UpstreamFailed(private=f"no upstream is called {call.model.upstream!r}")
-        return await upstream.open(call)
+            raise UpstreamFailed(private=f"no upstream is called {backend.upstream!r}")
+        return await upstream.open(call, backend)

@@ -6,12 +6,13 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
 import pytest
 
-from node.core.catalog import Model
+from node.core.catalog import Backend, Model
 from node.core.money import Msat
 from node.core.pricing import Price
 from node.demo.model_server import ModelServer
@@ -24,19 +25,38 @@ from node.errors import (
     UpstreamTimeout,
 )
 from node.ports import UpstreamCall, UpstreamReply
+from node.service.inference.call import JsonPayload
 from node.upstream.client import Deadlines, OpenAIUpstream, UpstreamRouter
 from node.upstream.errors import error_from_answer
 
 KEY = "sk-operator-secret-key"
-MODEL = Model("m", "main", Price(Msat(1), Msat(1)), 1000, 100)
+BACKEND = Backend("main", Price(Msat(1), Msat(1)), "m")
+MODEL = Model("m", (BACKEND,), 1000, 100)
 MESSAGES = [{"role": "user", "content": "why is the sky blue"}]
 JSON_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 
 
 def call(model: str = "demo", *, stream: bool = False, **fields: Any) -> UpstreamCall:
-    body = {"model": model, "messages": MESSAGES, "stream": stream, **fields}
+    backend = replace(BACKEND, upstream_id=model)
+    catalogued = replace(MODEL, backends=(backend,))
+    body = {"messages": MESSAGES, "stream": stream, **fields}
     accept = "text/event-stream" if stream else "application/json"
-    return UpstreamCall(MODEL, "/chat/completions", json.dumps(body).encode(), "req-1", accept)
+    return UpstreamCall(
+        catalogued,
+        "chat",
+        "/chat/completions",
+        JsonPayload(body, catalogued),
+        "req-1",
+        (accept,),
+    )
+
+
+async def ask(upstream: OpenAIUpstream, call: UpstreamCall) -> UpstreamReply:
+    return await upstream.open(call, call.model.backends[0])
+
+
+def body_of(call: UpstreamCall) -> bytes:
+    return call.payload.encode(call.model.backends[0].upstream_id)
 
 
 @pytest.fixture
@@ -93,7 +113,7 @@ async def raw_server(answer: bytes, *, close: bool = True) -> AsyncIterator[str]
 
 
 async def test_an_answer_in_one_piece(upstream: OpenAIUpstream, server: ModelServer) -> None:
-    reply = await upstream.open(call())
+    reply = await ask(upstream, call())
     assert (reply.status, reply.content_type) == (200, "application/json")
     document = json.loads(await read(reply))
     assert document["choices"][0]["message"]["content"].startswith("You asked: why is the sky")
@@ -106,7 +126,7 @@ async def test_a_stream_arrives_piece_by_piece(
     upstream: OpenAIUpstream, server: ModelServer
 ) -> None:
     server.delay_s = 0.005
-    reply = await upstream.open(call(stream=True, stream_options={"include_usage": True}))
+    reply = await ask(upstream, call(stream=True, stream_options={"include_usage": True}))
     assert reply.content_type == "text/event-stream"
     pieces = [data async for data in reply.chunks()]
     await reply.close()
@@ -117,9 +137,9 @@ async def test_a_stream_arrives_piece_by_piece(
 async def test_the_body_goes_out_as_it_is_and_only_known_headers_do(
     upstream: OpenAIUpstream, server: ModelServer
 ) -> None:
-    await read(await upstream.open(call(unknown_field=[1])))
+    await read(await ask(upstream, call(unknown_field=[1])))
     (recorded,) = server.recorded
-    assert recorded.body == json.loads(call(unknown_field=[1]).body)
+    assert recorded.body == json.loads(body_of(call(unknown_field=[1])))
     headers = {name.lower(): value for name, value in recorded.headers.items()}
     assert headers["authorization"] == f"Bearer {KEY}"
     assert headers["x-request-id"] == "req-1"
@@ -132,15 +152,15 @@ async def test_the_body_goes_out_as_it_is_and_only_known_headers_do(
 
 async def test_a_large_body(upstream: OpenAIUpstream, server: ModelServer) -> None:
     image = "A" * (4 << 20)
-    await read(await upstream.open(call(image=image)))
+    await read(await ask(upstream, call(image=image)))
     (recorded,) = server.recorded
     assert recorded.body["image"] == image
-    assert recorded.headers["Content-Length"] == str(len(call(image=image).body))
+    assert recorded.headers["Content-Length"] == str(len(body_of(call(image=image))))
 
 
 async def test_connections_are_reused(upstream: OpenAIUpstream, session: Any) -> None:
     for _ in range(3):
-        await read(await upstream.open(call()))
+        await read(await ask(upstream, call()))
     assert len(list(session.connector._conns.values())) == 1
 
 
@@ -169,7 +189,7 @@ async def test_the_key_shows_nowhere(upstream: OpenAIUpstream, session: Any) -> 
 async def test_failures_before_the_first_byte(
     upstream: OpenAIUpstream, fault: str, expected: type[NodeError]
 ) -> None:
-    error = await failure(upstream.open(call(f"demo#{fault}")))
+    error = await failure(ask(upstream, call(f"demo#{fault}")))
     assert type(error) is expected
     if expected is RateLimitExceeded:
         assert error.retry_after_s == 7
@@ -183,14 +203,14 @@ async def test_failures_before_the_first_byte(
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_an_answer_that_is_cut(upstream: OpenAIUpstream, stream: bool) -> None:
-    reply = await upstream.open(call("demo#cut", stream=stream))
+    reply = await ask(upstream, call("demo#cut", stream=stream))
     assert isinstance(await failure(read(reply)), UpstreamFailed)
 
 
 async def test_a_server_that_never_answers(session: Any, server: ModelServer) -> None:
     deadlines = Deadlines(first_byte_s=0.5)
     upstream = OpenAIUpstream("main", session, server.url, api_key=KEY, deadlines=deadlines)
-    assert isinstance(await failure(upstream.open(call("demo#hang"))), UpstreamTimeout)
+    assert isinstance(await failure(ask(upstream, call("demo#hang"))), UpstreamTimeout)
     async with asyncio.timeout(5):
         await server.disconnected.wait()
 
@@ -201,7 +221,7 @@ async def test_a_server_that_stops_in_the_middle(
 ) -> None:
     deadlines = Deadlines(chunk_s=0.2)
     upstream = OpenAIUpstream("main", session, server.url, api_key=KEY, deadlines=deadlines)
-    reply = await upstream.open(call("demo#stall", stream=stream))
+    reply = await ask(upstream, call("demo#stall", stream=stream))
     assert isinstance(await failure(read(reply)), UpstreamTimeout)
     async with asyncio.timeout(5):
         await server.disconnected.wait()
@@ -211,7 +231,7 @@ async def test_an_answer_that_trickles_for_ever(session: Any, server: ModelServe
     server.delay_s, server.words = 0.02, 100_000
     deadlines = Deadlines(answer_s=0.3)
     upstream = OpenAIUpstream("main", session, server.url, api_key=KEY, deadlines=deadlines)
-    reply = await upstream.open(call(stream=True))
+    reply = await ask(upstream, call(stream=True))
     assert isinstance(await failure(read(reply)), UpstreamTimeout)
 
 
@@ -219,7 +239,7 @@ async def test_closing_in_the_middle_stops_the_server(
     upstream: OpenAIUpstream, server: ModelServer
 ) -> None:
     server.delay_s, server.words = 0.01, 100_000
-    reply = await upstream.open(call(stream=True))
+    reply = await ask(upstream, call(stream=True))
     async for _ in reply.chunks():
         break
     assert server.disconnects == 0
@@ -233,7 +253,7 @@ async def test_closing_in_the_middle_stops_the_server(
 async def test_cancelling_while_it_waits_stops_the_server(
     upstream: OpenAIUpstream, server: ModelServer
 ) -> None:
-    task = asyncio.create_task(upstream.open(call("demo#hang")))
+    task = asyncio.create_task(ask(upstream, call("demo#hang")))
     async with asyncio.timeout(5):
         await server.called.wait()
         task.cancel()

@@ -21,7 +21,7 @@ from typing import Any
 
 import aiohttp
 
-from node.core.catalog import Catalog, Model
+from node.core.catalog import Backend, Catalog, Model
 from node.core.exchange import Failed, Receipt, Request
 from node.core.money import Msat
 from node.core.pricing import Price
@@ -38,12 +38,13 @@ from node.ledger.wallet import SqliteWalletStore
 from node.ops.logging import configure
 from node.ports import UpstreamCall, UpstreamReply
 from node.service.accounts import Accounts
+from node.service.inference.chat import prepare_chat
 from node.service.payers import Payer, choose_payer
 from node.service.pipeline import Pipeline
-from node.service.prepare import prepare_chat
 
 KILLED = 9
-MODEL = Model("m", "u", Price(Msat(10_000), Msat(20_000), Msat(1_300)), 1000, 50)
+PRICE = Price(Msat(10_000), Msat(20_000), Msat(1_300))
+MODEL = Model("m", (Backend("u", PRICE, "m"),), 1000, 50)
 ANSWER = {
     "choices": [{"message": {"content": "yes"}}],
     "usage": {"prompt_tokens": 7, "completion_tokens": 5},
@@ -51,6 +52,7 @@ ANSWER = {
 
 
 class _Reply:
+    backend = MODEL.backends[0]
     status = 200
     content_type = "application/json"
 

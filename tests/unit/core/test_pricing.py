@@ -7,7 +7,7 @@ from fractions import Fraction
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.core.catalog import Model
+from node.core.catalog import Backend, Model
 from node.core.money import Msat, ceil_div, to_msat, whole_units
 from node.core.pricing import Price
 from node.core.usage import Usage
@@ -33,20 +33,20 @@ def test_cost_is_the_exact_sum_rounded_up_once(price: Price, prompt: int, comple
 def test_fewer_tokens_never_cost_more(
     price: Price, a: int, b: int, more_a: int, more_b: int
 ) -> None:
-    assert price.quote(a, b) <= price.quote(a + more_a, b + more_b)
+    assert price.most(Usage(a, b)) <= price.most(Usage(a + more_a, b + more_b))
 
 
 def test_known_costs() -> None:
     price = Price(Msat(150_000), Msat(600_000), Msat(5))
-    assert price.quote(0, 0) == 5
-    assert price.quote(1, 0) == 6  # 0.15 msat
-    assert price.quote(1, 1) == 6  # 0.75 msat: one rounding, not two
-    assert price.quote(1_000_000, 1_000_000) == 750_005
+    assert price.cost(Usage(0, 0)) == 5
+    assert price.cost(Usage(1, 0)) == 6  # 0.15 msat
+    assert price.cost(Usage(1, 1)) == 6  # 0.75 msat: one rounding, not two
+    assert price.cost(Usage(1_000_000, 1_000_000)) == 750_005
 
 
 def test_the_most_a_model_can_cost_covers_every_call_within_its_limits() -> None:
-    model = Model("m", "u", Price(Msat(333), Msat(777), Msat(1)), 1000, 100)
-    assert model.max_cost == model.price.quote(1000, 100)
+    model = Model("m", (Backend("u", Price(Msat(333), Msat(777), Msat(1)), "m"),), 1000, 100)
+    assert model.max_cost == model.price.most(Usage(1000, 100))
     assert model.max_cost >= model.price.cost(Usage(999, 100))
 
 

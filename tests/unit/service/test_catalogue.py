@@ -9,7 +9,7 @@ import orjson
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.core.catalog import Catalog, Model
+from node.core.catalog import Backend, Catalog, Model
 from node.core.identity import NodeInfo
 from node.core.money import Msat
 from node.core.pricing import Price
@@ -17,16 +17,20 @@ from node.service.endpoints.catalogue import info_document, model_document, mode
 
 MODEL = Model(
     id="vendor/m",
-    upstream="secret-upstream",
-    price=Price(Msat(150_000), Msat(600_000), Msat(2_000)),
+    backends=(
+        Backend("secret-upstream", Price(Msat(150_000), Msat(600_000), Msat(2_000)), "secret-name"),
+    ),
     context_length=8_000,
     max_output_tokens=1_000,
     name="Model M",
     description="A model.",
-    upstream_id="secret-name",
     modalities=("text", "image"),
     created=1_700_000_000,
 )
+
+
+def bare(name: str, price: Price, context: int, output: int) -> Model:
+    return Model(name, (Backend("u", price, name),), context, output)
 
 
 def test_a_model() -> None:
@@ -64,7 +68,7 @@ def test_a_model() -> None:
 
 
 def test_a_bare_model_has_a_name_and_an_owner() -> None:
-    document = model_document(Model("m", "u", Price(Msat(1), Msat(1)), 10, 10))
+    document = model_document(bare("m", Price(Msat(1), Msat(1)), 10, 10))
     assert (document["name"], document["owned_by"]) == ("m", "nodestr")
 
 
@@ -73,7 +77,7 @@ PRICES = st.integers(0, 10**15).map(Msat)
 
 @given(st.builds(Price, PRICES, PRICES, PRICES))
 def test_published_prices_are_the_nearest_floats(price: Price) -> None:
-    document = model_document(Model("m", "u", price, 131_072, 8_192))
+    document = model_document(bare("m", price, 131_072, 8_192))
     exact = {
         "prompt": Fraction(price.input_per_mtok, 10**9),
         "completion": Fraction(price.output_per_mtok, 10**9),
@@ -88,7 +92,7 @@ def test_published_prices_are_the_nearest_floats(price: Price) -> None:
 
 
 def test_the_list_keeps_the_order_of_the_catalog() -> None:
-    other = Model("a", "u", Price(Msat(1), Msat(1)), 10, 10)
+    other = bare("a", Price(Msat(1), Msat(1)), 10, 10)
     document = models_document(Catalog([MODEL, other]))
     assert document["object"] == "list"
     assert [model["id"] for model in document["data"]] == ["vendor/m", "a"]

@@ -13,20 +13,21 @@ import orjson
 import pytest
 
 from node.core.accounts import HoldRequest
-from node.core.catalog import Catalog, Model
+from node.core.catalog import Backend, Catalog, Model
 from node.core.exchange import Chunk, Failed, Receipt, ReplyEvent, Request, Started
 from node.core.money import Msat
 from node.core.pricing import Price
 from node.core.usage import Usage
 from node.demo.model_server import ModelServer
 from node.ports import Upstream, UpstreamCall
+from node.service.inference.chat import prepare_chat
 from node.service.payers import Payer
 from node.service.pipeline import Pipeline
-from node.service.prepare import prepare_chat
 from node.service.stopping import Stopped, StopScope
-from node.upstream.client import OpenAIUpstream
+from node.upstream.client import OpenAIUpstream, UpstreamRouter
 
-MODEL = Model("m", "u", Price(Msat(1_000_000), Msat(2_000_000)), 1000, 64, upstream_id="demo")
+PRICE = Price(Msat(1_000_000), Msat(2_000_000))
+MODEL = Model("m", (Backend("u", PRICE, "demo"),), 1000, 64)
 WAIT_S = 10.0
 
 
@@ -107,7 +108,8 @@ def purse() -> Purse:
 @pytest.fixture
 async def pipeline(server: ModelServer, purse: Purse) -> AsyncIterator[Pipeline]:
     async with aiohttp.ClientSession() as session:
-        yield pipeline_to(OpenAIUpstream("u", session, server.url), purse)
+        router = UpstreamRouter({"u": OpenAIUpstream("u", session, server.url)})
+        yield pipeline_to(router, purse)
 
 
 async def within(event: asyncio.Event) -> None:
@@ -179,6 +181,7 @@ async def test_before_the_model_server_is_asked_nothing_is_charged(
 class Lingering:
     """A model server that has said everything and does not hang up."""
 
+    backend = MODEL.backends[0]
     status = 200
     content_type = "text/event-stream"
 

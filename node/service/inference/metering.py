@@ -1,13 +1,10 @@
-"""A paid call behind the upstream: what its answer consumed, and what the client sees of it.
-
-A meter stands between the upstream's bytes and the client's: it lets them through, reads the
-usage, and holds the end back until the cost is known.
-"""
+"""Meters of the chat dialect, streamed and whole; see ``inference.call.Meter``."""
 
 from __future__ import annotations
 
 import re
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 import orjson
 
@@ -15,10 +12,8 @@ from node.core.money import Msat, ceil_div
 from node.core.sse import SseEventTooLarge, SseSplitter, event_data
 from node.core.usage import Usage, usage_from_openai
 from node.errors import UpstreamFailed
-from node.service.estimate import BYTES_PER_TOKEN
-from node.service.prepare import PreparedCall, prepare_chat
-
-__all__ = ["BodyMeter", "Meter", "PreparedCall", "StreamMeter", "meter_for", "prepare_chat"]
+from node.service.inference.call import Meter, PreparedCall
+from node.service.inference.estimate import BYTES_PER_TOKEN
 
 MAX_REPLY_BYTES = 64 << 20
 """Largest answer that is not streamed; images come as base64."""
@@ -51,48 +46,7 @@ class _OutputCount:
     def usage(self, call: PreparedCall) -> Usage:
         # a delta is one token at least; no output is no completion
         tokens = max(self.fields, ceil_div(self.size_bytes, BYTES_PER_TOKEN))
-        return Usage(
-            call.estimated_prompt_tokens,
-            min(tokens, call.max_completion_tokens),
-            "estimated",
-        )
-
-
-class Meter(Protocol):
-    """Stands in the answer's way and keeps the books of it."""
-
-    @property
-    def failure(self) -> UpstreamFailed | None:
-        """Set when the upstream reported an error inside an answer that began well: what follows
-        is dropped and ``complete`` stays False."""
-        ...
-
-    @property
-    def complete(self) -> bool:
-        """The whole answer has arrived. To be read when the upstream has ended."""
-        ...
-
-    @property
-    def output_seen(self) -> bool:
-        """Some text of the answer has arrived."""
-        ...
-
-    def feed(self, data: bytes) -> bytes:
-        """Take upstream bytes; gives what may go to the client now. Raises UpstreamFailed when
-        a bound is passed."""
-        ...
-
-    def usage(self) -> Usage:
-        """The upstream's count, else an estimate of what was seen so far."""
-        ...
-
-    def finish(self, cost: Msat, change: str | None) -> bytes:
-        """The rest of the answer, with its cost in msat."""
-        ...
-
-    def abort(self, document: dict[str, Any], change: str | None = None) -> bytes:
-        """Bytes that end an answer that broke off: ``document`` is the error's."""
-        ...
+        return replace(call.typical, completion_tokens=min(tokens, call.most.completion_tokens))
 
 
 def meter_for(call: PreparedCall) -> Meter:
@@ -127,10 +81,6 @@ class StreamMeter:
             self._ended or self._counted or event_data(self._splitter.pending).strip() == b"[DONE]"
         )
 
-    @property
-    def output_seen(self) -> bool:
-        return self._output.fields > 0
-
     def feed(self, data: bytes) -> bytes:
         if self._ended or self._failure is not None:
             return b""
@@ -156,6 +106,10 @@ class StreamMeter:
         if self._call.include_usage or self._call.change_in_stream:
             return _event(self._last_chunk(cost, change)) + _DONE
         return _DONE
+
+    def cut(self, cost: Msat, change: str | None) -> bytes:
+        """Without ``[DONE]``, for it is not whole."""
+        return self.finish(cost, change).removesuffix(_DONE)
 
     def abort(self, document: dict[str, Any], change: str | None = None) -> bytes:
         """An SSE error event, with the change of a client that takes it in the stream."""
@@ -227,10 +181,6 @@ class BodyMeter:
             self._failure = UpstreamFailed(private="the answer was an error with a 2xx status")
         return bool(document) and self._failure is None
 
-    @property
-    def output_seen(self) -> bool:
-        return _OUTPUT.search(self._buffer) is not None
-
     def feed(self, data: bytes) -> bytes:
         if len(self._buffer) + len(data) > self._max_reply_bytes:
             raise UpstreamFailed(private="the answer is too large")
@@ -252,6 +202,9 @@ class BodyMeter:
         return orjson.dumps(
             document | {"usage": _usage_field(document.get("usage"), self.usage(), cost)}
         )
+
+    def cut(self, cost: Msat, change: str | None) -> bytes:
+        return b""  # half of a document is none
 
     def abort(self, document: dict[str, Any], change: str | None = None) -> bytes:
         return orjson.dumps(document)

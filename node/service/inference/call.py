@@ -1,0 +1,133 @@
+"""A paid call before the upstream: checked, bounded and written anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import orjson
+
+from node.core.catalog import Catalog, Model
+from node.core.exchange import Request
+from node.core.money import Msat
+from node.core.usage import Usage
+from node.errors import InvalidJson, InvalidValue, UpstreamFailed
+from node.ports import Payload
+
+JSON = "application/json"
+EVENT_STREAM = "text/event-stream"
+
+
+class Meter(Protocol):
+    """Stands in the answer's way: lets bytes through, reads the usage, and holds the end back
+    until the cost is known."""
+
+    @property
+    def failure(self) -> UpstreamFailed | None:
+        """Set when the upstream reported an error inside an answer that began well: what follows
+        is dropped and ``complete`` stays False."""
+        ...
+
+    @property
+    def complete(self) -> bool:
+        """The whole answer has arrived. To be read when the upstream has ended."""
+        ...
+
+    def feed(self, data: bytes) -> bytes:
+        """Take upstream bytes; gives what may go to the client now. Raises UpstreamFailed when
+        a bound is passed."""
+        ...
+
+    def usage(self) -> Usage:
+        """The upstream's count, else an estimate of what was seen so far."""
+        ...
+
+    def finish(self, cost: Msat, change: str | None) -> bytes:
+        """The rest of the answer, with its cost in msat."""
+        ...
+
+    def cut(self, cost: Msat, change: str | None) -> bytes:
+        """The end of an answer its client wants no more of: without the mark of a whole one."""
+        ...
+
+    def abort(self, document: dict[str, Any], change: str | None = None) -> bytes:
+        """Bytes that end an answer that broke off: ``document`` is the error's."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedCall:
+    """A request the upstream may get and the bounds of what it can consume."""
+
+    model: Model
+    endpoint: str
+    """Of ``catalog.ENDPOINTS``."""
+    path: str
+    """Path below the upstream's base URL."""
+    payload: Payload
+    """What the upstream gets, written by us: it sees what was priced."""
+    stream: bool
+    most: Usage
+    """Never below what the call can consume; sizes the hold."""
+    typical: Usage
+    """The input, as charged when the upstream does not count."""
+    make_meter: Callable[[PreparedCall], Meter]
+    include_usage: bool = False
+    """The client asked for the usage chunk of the stream."""
+    change_in_stream: bool = False
+    """The client takes its change in the last chunk (``X-Cashu-Change: event``)."""
+    accept: tuple[str, ...] = (JSON,)
+    """Content types the answer may have; one that ends in ``/`` stands for all of its kind."""
+    headers: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Of the client's headers those that the upstream may see; lower-case names."""
+
+
+Prepare = Callable[[Request, Catalog], PreparedCall]
+"""Reads a request of one endpoint; the place where a new paid endpoint begins."""
+
+
+class JsonPayload:
+    """A JSON request.
+
+    Raises InvalidJson when ``document`` is nested too deeply to be written.
+    """
+
+    content_type = JSON
+
+    def __init__(self, document: dict[str, Any], model: Model) -> None:
+        self.document = document
+        self._encoded: tuple[str, bytes] | None = None
+        self.encode(model.backends[0].upstream_id)
+
+    def encode(self, upstream_id: str) -> bytes:
+        """The body for an upstream that calls the model so."""
+        if self._encoded is None or self._encoded[0] != upstream_id:
+            try:
+                data = orjson.dumps(self.document | {"model": upstream_id})
+            except orjson.JSONEncodeError:  # it reads deeper nesting than it writes
+                raise InvalidJson("the request is nested too deeply") from None
+            self._encoded = (upstream_id, data)
+        return self._encoded[1]
+
+
+def model_for(catalog: Catalog, model_id: object, endpoint: str) -> Model:
+    """The model a request names, when it is sold for ``endpoint``.
+
+    Raises InvalidValue and ModelNotFound.
+    """
+    if not isinstance(model_id, str) or not model_id:
+        raise InvalidValue("model must be a string", param="model")
+    model = catalog.get(model_id)
+    if endpoint not in model.endpoints:
+        offered = ", ".join(model.endpoints)
+        raise InvalidValue(
+            f"this model is not sold for {endpoint}, but for {offered}", param="model"
+        )
+    return model
+
+
+def wants_change_in_stream(request: Request) -> bool:
+    """Whether the client takes its change in the stream's last chunk."""
+    return request.headers.get("x-cashu-change", "").strip().lower() == "event"

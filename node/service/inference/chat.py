@@ -1,0 +1,64 @@
+"""``POST /v1/chat/completions``."""
+
+from __future__ import annotations
+
+from node.core.catalog import Catalog
+from node.core.exchange import Request
+from node.core.usage import Usage
+from node.errors import ContextLengthExceeded
+from node.service.inference.call import (
+    EVENT_STREAM,
+    JSON,
+    JsonPayload,
+    PreparedCall,
+    model_for,
+    wants_change_in_stream,
+)
+from node.service.inference.estimate import MAX_BYTES_PER_TOKEN, estimate_prompt
+from node.service.inference.fields import ask_for_usage, flag, limit_output, optional_int
+from node.service.inference.metering import meter_for
+from node.service.json_body import json_object
+
+MAX_CHOICES = 128
+"""Largest ``n`` of a request."""
+
+
+def prepare_chat(request: Request, catalog: Catalog) -> PreparedCall:
+    """Check and bound a chat completion request.
+
+    The upstream gets the client's JSON with these changes: its own model id, the usage chunk
+    always asked for in a stream, and an output limit always present and never above the
+    model's, so that the bounds hold.
+
+    Raises:
+        UnsupportedMedia, RequestTooLarge: see ``json_object``.
+        InvalidJson, InvalidValue: with ``param`` where one field is wrong.
+        ModelNotFound, ContextLengthExceeded: the latter only when it is certain.
+    """
+    document = json_object(request)
+    model = model_for(catalog, document.get("model"), "chat")
+    estimate = estimate_prompt(document)
+    if estimate.content_bytes > model.context_length * MAX_BYTES_PER_TOKEN:
+        raise ContextLengthExceeded(
+            f"the prompt does not fit the model's {model.context_length} tokens", param="messages"
+        )
+    stream = flag(document, "stream")
+    include_usage = ask_for_usage(document) if stream else False
+    per_choice = limit_output(
+        document, model, ("max_completion_tokens", "max_tokens"), default="max_tokens"
+    )
+    choices = optional_int(document, "n", most=MAX_CHOICES) or 1
+    bound = min(model.context_length if estimate.unseen else estimate.bound, model.context_length)
+    return PreparedCall(
+        model=model,
+        endpoint="chat",
+        path="/chat/completions",
+        payload=JsonPayload(document, model),
+        stream=stream,
+        most=Usage(bound, per_choice * choices),
+        typical=Usage(min(estimate.typical, bound), source="estimated"),
+        make_meter=meter_for,
+        include_usage=include_usage,
+        change_in_stream=wants_change_in_stream(request),
+        accept=(EVENT_STREAM,) if stream else (JSON,),
+    )
