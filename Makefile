@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak check lock clean
+.PHONY: help demo test soak bench check lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -23,8 +23,12 @@ demo: $(STAMP)  ## run the main job for real on loopback (ARGS=--check to verify
 test: $(STAMP)  ## all tests (ARGS='-k name' to choose)
 	@$(BIN)/python -m pytest $(ARGS)
 
-soak: $(STAMP)  ## the kill matrix at every step instead of a sample; takes long
+soak: $(STAMP)  ## thousands of mixed operations with kills and faults, then the whole kill matrix (SOAK='--seed 7'); takes long
+	@$(BIN)/python -m tests.soak $(SOAK)
 	@NODESTR_SOAK=1 $(BIN)/python -m pytest tests/integration/test_kill_matrix.py tests/integration/test_lightning_kills.py $(ARGS)
+
+bench: $(STAMP)  ## the node beside a bare proxy, in numbers (ARGS=--quick, ARGS=--profile, ARGS=--help)
+	@$(BIN)/python -m bench $(ARGS)
 
 check: $(STAMP)  ## the gates: ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .
