@@ -10,6 +10,7 @@ import structlog
 from node.ecash.reconcile import Reconciler
 from node.ecash.wallet import Wallet
 from node.errors import MintUnreachable, NodeError
+from node.ledger.answers import SqliteAnswers
 from node.ledger.database import Database
 from node.ledger.messages import SqliteMessageLog
 from node.ledger.wallet import SqliteWalletStore
@@ -61,6 +62,13 @@ async def recover(wallet: Wallet, store: SqliteWalletStore) -> None:
         await asyncio.sleep(RECOVERY_INTERVAL_S)
 
 
+async def refill(wallet: Wallet, interval_s: float) -> None:
+    """Make small coins for change of large ones, when nothing else is under way."""
+    while True:
+        await asyncio.sleep(interval_s)
+        await wallet.refill()
+
+
 async def check_restored(wallet: Wallet, reconciler: Reconciler) -> None:
     """After a restore: ask the mints about our coins before anybody is served."""
     unchecked = await reconciler.begin()
@@ -81,10 +89,9 @@ def unchecked(reconciler: Reconciler) -> str | None:
 
 
 async def reconcile(reconciler: Reconciler) -> None:
-    """Until every mint is checked and no coin is parked."""
+    """Check the mints that are not checked, and look for what becomes of coins and counters."""
     while True:
-        if not await reconciler.run():
-            return
+        await reconciler.run()
         await asyncio.sleep(RECOVERY_INTERVAL_S)
 
 
@@ -100,10 +107,12 @@ async def refresh(wallet: Wallet, mint: str) -> None:
         await asyncio.sleep(pause_s)
 
 
-async def housekeep(settings: Settings, messages: SqliteMessageLog) -> None:
+async def housekeep(settings: Settings, messages: SqliteMessageLog, answers: SqliteAnswers) -> None:
     """Forget what has been kept long enough."""
+    keep_s = int(settings.ledger.reply_keep_s)
     while True:
-        await messages.prune(int(settings.ledger.reply_keep_s))
+        await messages.prune(keep_s)
+        await answers.prune(keep_s)
         await asyncio.sleep(REFRESH_INTERVAL_S)
 
 

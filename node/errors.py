@@ -11,8 +11,9 @@ An error knows its wire form (status, ``type``, ``code``, retry hints) and one p
     ├── LimitExceeded                                                          of a child key
     ├── TokenMalformed, TokenAlreadySpent, MintNotAccepted, FeesExceedAmount   the token is wrong
     ├── MintUnreachable, MintFull, MintLiquidity, Pending                      the mint; ask again
-    ├── IdempotencyConflict, RateLimitExceeded, ServerDraining, Interrupted
-    ├── UpstreamFailed, UpstreamTimeout                                        nothing charged
+    ├── IdempotencyConflict, IdempotencyInProgress, RateLimitExceeded, ServerDraining, Interrupted
+    ├── PriceUnknown                                                           ask again
+    ├── UpstreamFailed, UpstreamTimeout, UpstreamUnavailable                   nothing charged
     └── InternalError                                                          a bug
 """
 
@@ -286,6 +287,13 @@ class IdempotencyConflict(_InvalidRequest):
     default = "this id was used for another request"
 
 
+class IdempotencyInProgress(_InvalidRequest):
+    status = 409
+    code = "idempotency_in_progress"
+    default = "this request is being answered now; ask again for its answer"
+    retry = True
+
+
 class Interrupted(NodeError):
     """The node stopped while it worked on this request. Nothing was charged for it, or the
     charge stands and the answer is lost; the message says which."""
@@ -295,6 +303,15 @@ class Interrupted(NodeError):
     code = "interrupted"
     default = "the node was interrupted while it answered this request"
     retry = False
+
+
+class Answered(Interrupted):
+    """This request was answered and charged before; its answer may still be known."""
+
+    def __init__(self, hold_id: int) -> None:
+        """``hold_id``: of the hold that paid."""
+        super().__init__("this request was answered and charged; it is not run again")
+        self.hold_id = hold_id
 
 
 class RateLimitExceeded(NodeError):
@@ -325,6 +342,26 @@ class UpstreamTimeout(NodeError):
     code = "upstream_timeout"
     default = "the model server did not answer in time; nothing was charged"
     retry = False
+
+
+class UpstreamUnavailable(NodeError):
+    """No model server was asked: all that serve the model are busy or did not answer lately."""
+
+    status = 503
+    type = "upstream_error"
+    code = "upstream_unavailable"
+    default = "no model server can take this request now; nothing was charged"
+    retry = True
+
+
+class PriceUnknown(NodeError):
+    """The model has its price in USD and the exchange rate is not known."""
+
+    status = 503
+    type = "server_error"
+    code = "price_unknown"
+    default = "the price of this model is not known at the moment; nothing was charged"
+    retry = True
 
 
 class InternalError(NodeError):

@@ -7,6 +7,7 @@ import os
 import re
 import stat
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -21,6 +22,7 @@ _HOW = (
     'a secret may not stand here; write a reference to it: "file:/path" (mode 0600), '
     '"env:NAME" or "cred:NAME" (systemd LoadCredential)'
 )
+_DECIMAL = re.compile(r"\d{1,6}(\.\d{1,12})?")
 _NAME = re.compile(r"[A-Za-z0-9_.@-]+")
 
 
@@ -172,6 +174,11 @@ def _split(value: object, schemes: tuple[str, ...]) -> str:
     return value
 
 
+def is_loopback(url: str) -> bool:
+    """Whether a checked URL leads to this machine by its address or name."""
+    return _is_local(urlsplit(url).hostname or "")
+
+
 def _is_local(host: str) -> bool:
     if host == "localhost":
         return True
@@ -181,11 +188,27 @@ def _is_local(host: str) -> bool:
         return False
 
 
+def _network(value: object) -> object:
+    try:
+        return ipaddress.ip_network(value) if isinstance(value, str) else value
+    except ValueError:
+        raise ValueError("must be an address or a network such as 10.0.0.0/8") from None
+
+
 def _words(value: object) -> object:
     # So that several settings can be shown on one line.
     return value if not isinstance(value, str) else " ".join(value.split())
 
 
+def _decimal(value: object) -> object:
+    text = str(value) if isinstance(value, int | Decimal) and not isinstance(value, bool) else value
+    if not isinstance(text, str) or not _DECIMAL.fullmatch(text):
+        raise ValueError('must be a decimal number in quotes, such as "0.60"')
+    return Decimal(text)
+
+
+Exact = Annotated[Decimal, BeforeValidator(_decimal), PlainSerializer(str, when_used="json")]
+"""A decimal number without exponent; text in TOML, where numbers with a point are floats."""
 Whole = Annotated[int, BeforeValidator(_exact)]
 Count = Annotated[int, BeforeValidator(_exact), Field(ge=1)]
 AmountMsat = Annotated[int, BeforeValidator(_exact), Field(ge=0, lt=2**53)]
@@ -197,4 +220,7 @@ OnionUrl = Annotated[str, BeforeValidator(_onion_url)]
 RelayUrl = Annotated[str, BeforeValidator(_relay_url)]
 BaseUrl = Annotated[str, BeforeValidator(_base_url)]
 MintUrl = Annotated[str, BeforeValidator(_mint_url)]
+NetworkRange = Annotated[
+    ipaddress.IPv4Network | ipaddress.IPv6Network, BeforeValidator(_network), PlainSerializer(str)
+]
 FilePath = Annotated[Path, PlainSerializer(str)]

@@ -41,6 +41,8 @@ class Request:
     stop: asyncio.Event | None = field(default=None, repr=False, compare=False)
     """Set by the carriage when the client wants no more: a generation ends early, but in order,
     with what was seen charged and the receipt given. Closing the generator loses the receipt."""
+    answer_headers: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+    """Noted on the way by the services; they go out with the answer, whatever it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,16 @@ class Receipt:
     """A serialised Cashu token for the client, when it paid with a token."""
     dust: Msat = Msat(0)
     """What was too small for the mint's unit and stayed here."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAnswer:
+    """A complete answer kept for replay under its idempotency key."""
+
+    status: int
+    content_type: str
+    body: bytes = field(repr=False)
+    cost: Msat = Msat(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +91,8 @@ class Failed:
 
     error: NodeError
     receipt: Receipt = field(default_factory=Receipt)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """On top of the error's own; lower-case names."""
 
 
 ReplyEvent: TypeAlias = Started | Chunk | Receipt | Failed

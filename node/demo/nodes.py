@@ -7,7 +7,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -29,14 +29,32 @@ class Offer:
     price: Price
     context_length: int = 8192
     max_output_tokens: int = 512
+    endpoints: tuple[str, ...] = ("chat", "messages")
 
     def to_dict(self) -> dict[str, Any]:
         """Its prices in msat, as the settings name them."""
+        price = self.price
+        media = {
+            "per_image_msat": price.per_image,
+            "per_audio_minute_msat": price.per_audio_minute,
+            "per_mchar_msat": price.per_mchar,
+        }
         return {
             "id": self.model,
-            "input_per_mtok_msat": self.price.input_per_mtok,
-            "output_per_mtok_msat": self.price.output_per_mtok,
-            "per_request_msat": self.price.per_request,
+            "input_per_mtok_msat": price.input_per_mtok,
+            "output_per_mtok_msat": price.output_per_mtok,
+            "per_request_msat": price.per_request,
+            **{name: amount for name, amount in media.items() if amount},
+        }
+
+    def to_table(self) -> dict[str, Any]:
+        """Its entry in the configuration."""
+        return self.to_dict() | {
+            "upstream": "upstream",
+            "context_length": self.context_length,
+            "max_output_tokens": self.max_output_tokens,
+            "endpoints": self.endpoints,
+            "free": self.price.free,
         }
 
 
@@ -59,6 +77,8 @@ class DemoNode:
         directory: its home; holds key, configuration, database and log.
         start_timeout_s: how long it may take until /health/ready says so.
         stop_timeout_s: how long it may take to drain.
+        environment: ``NODESTR_…`` variables that override its configuration.
+        more: what it sells besides ``offer``.
     """
 
     def __init__(
@@ -70,8 +90,11 @@ class DemoNode:
         *,
         start_timeout_s: float = 60.0,
         stop_timeout_s: float = 20.0,
+        environment: Mapping[str, str] | None = None,
+        more: Sequence[Offer] = (),
     ) -> None:
         self.name = name
+        self._more = tuple(more)
         self.offer = offer
         self.keys = Keys.generate()
         self.port = free_port()
@@ -80,6 +103,7 @@ class DemoNode:
         """How it ended; None before."""
         self._surroundings = surroundings
         self._start_timeout_s = start_timeout_s
+        self._settings = dict(environment or {})
         self._child = Child(
             ["-m", "node", "serve", "--config", str(self.config_file)],
             directory=directory,
@@ -166,6 +190,7 @@ class DemoNode:
     def _environment(self) -> dict[str, str]:
         """All it may know: nothing of our environment but the path and the upstream's key."""
         environment = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(self.directory)}
+        environment |= self._settings
         if self._surroundings.upstream_key:
             name, value = self._surroundings.upstream_key
             environment[name] = value
@@ -184,11 +209,6 @@ class DemoNode:
         upstream = {"name": "upstream", "base_url": world.upstream}
         if world.upstream_key:
             upstream["api_key"] = f"env:{world.upstream_key[0]}"
-        model = self.offer.to_dict() | {
-            "upstream": "upstream",
-            "context_length": self.offer.context_length,
-            "max_output_tokens": self.offer.max_output_tokens,
-        }
         return "\n".join([
             _table("[node]", {
                 "name": self.name,
@@ -202,9 +222,13 @@ class DemoNode:
             _table("[nostr]", {"relays": [world.relay]}),
             _table("[[mints]]", {"url": world.mint}),
             _table("[[upstreams]]", upstream),
-            _table("[[models]]", model),
+            *(_table("[[models]]", offer.to_table()) for offer in (self.offer, *self._more)),
             # The other node is on loopback too, and impatient eyes are watching.
             _table("[discovery]", {"allow_private_addresses": True, "poll_interval_s": 10}),
+            # Everybody here has one address.
+            _table("[limits]", {
+                "requests_per_minute": 0, "requests_per_hour": 0, "requests_per_day": 0,
+            }),
             _table("[log]", {"level": "info", "format": "json"}),
         ])  # fmt: skip
 

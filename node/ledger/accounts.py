@@ -13,8 +13,8 @@
 | the limit of a child key        | LimitExceeded, nothing changes (``node.ledger.keys``)      |
 | key or account past its date    | KeyExpired, nothing changes                                |
 | same request key, other digest  | IdempotencyConflict                                        |
-| same request key, still held    | Pending: it runs now                                       |
-| same request key, settled       | Interrupted: charged once, not again                       |
+| same request key, still held    | IdempotencyInProgress: it runs now                         |
+| same request key, settled       | Answered: charged once, not again                          |
 | settled or released twice       | the first outcome stands                                   |
 | cost above the hold             | the hold is charged, no more                               |
 | commit of settle fails          | tried again until it succeeds                              |
@@ -36,11 +36,11 @@ from node.core.keys import Terms
 from node.core.money import Msat
 from node.core.usage import Usage
 from node.errors import (
+    Answered,
     IdempotencyConflict,
+    IdempotencyInProgress,
     InsufficientBalance,
-    Interrupted,
     InvalidApiKey,
-    Pending,
 )
 from node.ledger.books import Book, transfer
 from node.ledger.database import Database
@@ -118,7 +118,7 @@ class SqliteLedger:
     def hold(self, account_id: int, request: HoldRequest) -> asyncio.Future[int]:
         """Set ``request.max_cost`` aside; resolves to the hold's id.
 
-        Raises InsufficientBalance, LimitExceeded, KeyExpired, Pending, Interrupted,
+        Raises InsufficientBalance, LimitExceeded, KeyExpired, IdempotencyInProgress, Answered,
         IdempotencyConflict (see the table above).
         """
         return self._db.write(lambda conn: open_hold(conn, account_id, request, int(self._clock())))
@@ -176,16 +176,16 @@ def open_hold(conn: sqlite3.Connection, account_id: int, request: HoldRequest, n
         if request.child_id is not None:  # keys of one account know nothing of each other
             request_key = f"child {request.child_id}\n{request_key}"
         row = conn.execute(
-            "SELECT state, request_digest FROM holds WHERE account_id = ? AND request_key = ?",
+            "SELECT id, state, request_digest FROM holds WHERE account_id = ? AND request_key = ?",
             (account_id, request_key),
         ).fetchone()
         if row is not None:
             if row["request_digest"] != request.digest:
                 raise IdempotencyConflict
             if row["state"] == "held":
-                raise Pending("this request is being answered now", retry_after_s=2)
+                raise IdempotencyInProgress(retry_after_s=2)
             if row["state"] == "settled":
-                raise Interrupted("this request was answered and charged; it is not run again")
+                raise Answered(row["id"])
             conn.execute(
                 "UPDATE holds SET request_key = NULL WHERE account_id = ? AND request_key = ?",
                 (account_id, request_key),

@@ -26,10 +26,14 @@ from node.errors import (
     NotFound,
     Pending,
 )
-from node.ports import Ledger, Wallet, WalletStore
+from node.ports import Ledger, Refunder, Wallet, WalletStore
+from node.service.limits import Limiter, of_account
+from node.service.terms import account_terms
 
 MIN_ADMIN_KEY_CHARS = 16
 MAX_ADMIN_KEY_CHARS = 200
+KEY_HEADERS = ("authorization", "x-api-key")
+"""Where a key may stand, the one that counts first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,9 @@ class Unopened:
     """A token used as a key that has no account yet."""
 
     text: str = field(repr=False)
+    token: Token = field(repr=False)
+    terms: Terms | None = None
+    """What the request asks for, if anything."""
 
 
 def is_token(text: str) -> bool:
@@ -55,8 +62,15 @@ def is_token(text: str) -> bool:
 
 
 def bearer(request: Request) -> str:
-    """The key of ``Authorization: Bearer …``. Raises MissingKey."""
-    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    """The key of ``Authorization: Bearer …``, without that header of ``X-API-Key: …``.
+
+    Raises MissingKey.
+    """
+    authorization = request.headers.get("authorization")
+    if authorization is None:
+        scheme, key = "bearer", request.headers.get("x-api-key", "")
+    else:
+        scheme, _, key = authorization.partition(" ")
     key = key.strip()
     if scheme.lower() != "bearer" or not key:
         raise MissingKey
@@ -101,35 +115,46 @@ class Accounts:
     Args:
         key_secret: API keys are an HMAC of the coins that paid for them under this secret, so
             a client whose answer was lost asks again and gets the same key.
+        refunder: refunds expired keys over Lightning, if anything does.
+        limiter: counts the requests of each account.
     """
 
     def __init__(
-        self, ledger: Ledger, wallet: Wallet, store: WalletStore, key_secret: bytes
+        self,
+        ledger: Ledger,
+        wallet: Wallet,
+        store: WalletStore,
+        key_secret: bytes,
+        refunder: Refunder | None = None,
+        limiter: Limiter | None = None,
     ) -> None:
         self._ledger = ledger
         self._wallet = wallet
         self._store = store
         self._key_secret = key_secret
+        self._refunder = refunder
+        self._limiter = limiter or Limiter()
         self._locks: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
         self._in_hand: set[str] = set()
 
     async def identify(self, request: Request) -> Account | Unopened:
-        """Whose request this is; changes nothing and asks no mint.
+        """Whose request this is, counted against its limits; asks no mint.
 
-        Raises MissingKey, InvalidApiKey, Pending, TokenMalformed, MintNotAccepted.
+        Raises MissingKey, InvalidApiKey, Pending, TokenMalformed, MintNotAccepted,
+        RateLimitExceeded.
         """
         key = bearer(request)
         try:
             account = await self._ledger.account(key)
         except InvalidApiKey:
             if is_token(key):
-                self._wallet.accept(key)
-                return Unopened(key)
+                return self._unopened(key, request)
             account = await self._ledger.account(key, "admin")
         if account.funded:
+            self._limiter.take(of_account(account), request.answer_headers)
             return account
         if is_token(key):
-            return Unopened(key)
+            return self._unopened(key, request)
         raise Pending("the token behind this key is still being redeemed", retry_after_s=5)
 
     async def authenticate(self, request: Request) -> Account:
@@ -140,7 +165,11 @@ class Accounts:
         found = await self.identify(request)
         if isinstance(found, Account):
             return found
-        return Account((await self.open(found.text)).account_id, "spend", funded=True)
+        return Account((await self.open_unopened(found)).account_id, "spend", funded=True)
+
+    def _unopened(self, key: str, request: Request) -> Unopened:
+        token = self._wallet.accept(key)
+        return Unopened(key, token, account_terms({}, request.headers, self._refunder))
 
     def api_key(self, request: Request) -> str:
         """The ``sk-…`` key of the request's account, when it authenticated with a token."""
@@ -160,7 +189,23 @@ class Accounts:
         token has opened an account on other terms.
         """
         text = text.strip()
-        api_key = self._derive(self._wallet.accept(text))
+        opened = await self._open(text, self._wallet.accept(text), admin_key, terms)
+        if terms is not None and await self._ledger.terms(opened.account_id) != terms:
+            raise IdempotencyConflict("this token has opened an account on other terms")
+        return opened
+
+    async def open_unopened(self, who: Unopened) -> Opened:
+        """Redeem the token that somebody used as a key.
+
+        Its terms are those of the request that opens the account; what others ask for, that race
+        it or follow, changes nothing. Raises what ``Wallet.receive`` raises.
+        """
+        return await self._open(who.text, who.token, None, who.terms)
+
+    async def _open(
+        self, text: str, token: Token, admin_key: str | None, terms: Terms | None
+    ) -> Opened:
+        api_key = self._derive(token)
         keys: dict[str, Role] = {key_hash(api_key, "spend"): "spend"}
         if admin_key is not None:
             if not MIN_ADMIN_KEY_CHARS <= len(admin_key) <= MAX_ADMIN_KEY_CHARS:
@@ -172,10 +217,12 @@ class Accounts:
             keys[key_hash(admin_key, "admin")] = "admin"
         aliases = frozenset({key_hash(text, "spend")})
         new = NewAccount("key", keys, aliases=aliases, terms=terms or Terms())
-        operation = await self._wallet.receive(text, new)
-        if terms is not None and await self._ledger.terms(operation.account_id) != terms:
-            raise IdempotencyConflict("this token has opened an account on other terms")
+        operation = await self._wallet.receive(token, new)
         return Opened(api_key, operation.account_id, operation.mint, operation.unit)
+
+    async def terms_of(self, account_id: int) -> Terms:
+        """What the account was opened with."""
+        return await self._ledger.terms(account_id)
 
     async def balance_of(self, account_id: int) -> Balance:
         """What the account owns."""
@@ -187,7 +234,7 @@ class Accounts:
         Raises KeyExpired and what ``Wallet.receive`` raises.
         """
         check_date(account)
-        operation = await self._wallet.receive(text.strip(), account.id)
+        operation = await self._wallet.receive(self._wallet.accept(text.strip()), account.id)
         return operation.credit
 
     async def may_withdraw(self, account: Account) -> bool:

@@ -17,7 +17,15 @@ import structlog
 
 from node.core.exchange import Chunk, Failed, Receipt, ReplyEvent, Request, Started
 from node.core.money import Msat
-from node.errors import InternalError, MethodNotAllowed, NodeError, NotFound, ServerDraining
+from node.errors import (
+    InternalError,
+    MethodNotAllowed,
+    NodeError,
+    NotFound,
+    RateLimitExceeded,
+    ServerDraining,
+)
+from node.service.limits import Limiter, has_credentials, stranger
 
 log = structlog.get_logger()
 
@@ -67,10 +75,16 @@ def _pattern(path: str) -> re.Pattern[str]:
 
 
 class Dispatcher:
-    """Runs requests; knows how many run, and can drain."""
+    """Runs requests; knows how many run, and can drain.
 
-    def __init__(self, routes: Sequence[Route]) -> None:
+    Args:
+        limiter: counts the requests of strangers here, those of accounts where they are
+            identified.
+    """
+
+    def __init__(self, routes: Sequence[Route], limiter: Limiter | None = None) -> None:
         self.routes = tuple(routes)
+        self._limiter = limiter or Limiter()
         self._exact: dict[str, dict[str, Route]] = {}
         self._patterns: list[tuple[re.Pattern[str], Route]] = []
         for route in routes:
@@ -103,7 +117,11 @@ class Dispatcher:
                 match event:
                     case Started():
                         status = event.status
+                        if request.answer_headers:
+                            headers = {**event.headers, **request.answer_headers}
+                            event = replace(event, headers=headers)
                     case Failed():
+                        event = self._count_failure(request, event)
                         status, code = event.error.status, event.error.code
                         receipt = event.receipt
                         if event.error.private:
@@ -163,6 +181,8 @@ class Dispatcher:
         started = False
         nothing = Receipt()
         try:
+            if not has_credentials(request):
+                self._limiter.take(stranger(request), request.answer_headers)
             route, params = self._find(request.method, request.path)
             if route.streaming is not None:
                 nothing = Receipt(cost=Msat(0))
@@ -211,6 +231,19 @@ class Dispatcher:
             if reply.on_end is not None:
                 reply.on_end(taken)
 
+    def _count_failure(self, request: Request, failed: Failed) -> Failed:
+        """A key or token that was no good counts as a stranger's request."""
+        if (
+            failed.error.status in _STRANGERS_MISTAKES
+            and not request.answer_headers
+            and failed.receipt.change is None
+        ):
+            try:
+                self._limiter.take(stranger(request), request.answer_headers)
+            except RateLimitExceeded as error:
+                failed = Failed(error, failed.receipt)
+        return replace(failed, headers=dict(request.answer_headers))
+
     def _find(self, method: str, path: str) -> tuple[Route, Mapping[str, str]]:
         """The route and the parameters in its path; GET's route answers HEAD too."""
         exact = self._exact.get(path, {})
@@ -230,3 +263,4 @@ class Dispatcher:
 
 
 _NO_PARAMS: Mapping[str, str] = {}
+_STRANGERS_MISTAKES = frozenset({400, 401, 402, 404, 405, 413, 415, 422})

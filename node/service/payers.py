@@ -17,6 +17,7 @@ from node.core.exchange import Receipt, Request
 from node.core.money import Msat
 from node.core.usage import Usage
 from node.errors import (
+    Answered,
     InsufficientBalance,
     Interrupted,
     NodeError,
@@ -24,6 +25,7 @@ from node.errors import (
 )
 from node.ports import Ledger, Wallet
 from node.service.accounts import Accounts, Unopened, check_date, request_account
+from node.service.limits import of_account
 
 _T = TypeVar("_T")
 
@@ -32,12 +34,16 @@ _ONLY_REQUEST = "x-cashu"
 
 
 class Refused(Exception):
-    """The payer cannot pay. ``receipt`` carries what it gets back."""
+    """The payer cannot pay. ``receipt`` carries what it gets back; ``answered`` says that it has
+    paid for a request before, maybe this one."""
 
-    def __init__(self, error: NodeError, receipt: Receipt) -> None:
+    def __init__(
+        self, error: NodeError, receipt: Receipt, answered: Answered | None = None
+    ) -> None:
         super().__init__(str(error))
         self.error = error
         self.receipt = receipt
+        self.answered = answered
 
 
 class Payer(Protocol):
@@ -49,6 +55,8 @@ class Payer(Protocol):
 
     live: bool
     """Whether a stream may be sent as it comes; else the change must be known first."""
+    limit_key: str
+    """Whose concurrency counts; empty for nobody's."""
     refused: asyncio.Event | None
     """Set when money that was on its way did not come: the call is to be stopped."""
 
@@ -71,6 +79,10 @@ class Payer(Protocol):
         """Charge nothing. Raises Refused."""
         ...
 
+    async def hold_id(self) -> int:
+        """Of the hold that pays, once there is one. Raises Refused."""
+        ...
+
 
 async def choose_payer(
     request: Request, accounts: Accounts, ledger: Ledger, wallet: Wallet
@@ -81,7 +93,7 @@ async def choose_payer(
     """
     text = request.headers.get("x-cashu", "").strip()
     if text:
-        return TokenPayer(text, wallet.accept(text), accounts, ledger, wallet)
+        return TokenPayer(wallet.accept(text), accounts, ledger, wallet)
     who = await accounts.identify(request)
     if isinstance(who, Account):
         check_date(who)
@@ -91,16 +103,21 @@ async def choose_payer(
 async def _hold(ledger: Ledger, account_id: int, request: HoldRequest) -> int:
     """A hold that is released again when the caller is cancelled before it knows of it."""
     future = ledger.hold(account_id, request)
-
-    def give_back(done: asyncio.Future[int]) -> None:
-        if not done.cancelled() and done.exception() is None:
-            ledger.release(done.result())
-
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
-        future.add_done_callback(give_back)
+        _undo(ledger, future)
         raise
+
+
+def _undo(ledger: Ledger, hold: asyncio.Future[int]) -> None:
+    """Release a hold that nobody will settle, as soon as it is there."""
+
+    def release(done: asyncio.Future[int]) -> None:
+        if not done.cancelled() and done.exception() is None:
+            ledger.release(done.result())
+
+    hold.add_done_callback(release)
 
 
 class AccountPayer:
@@ -111,13 +128,14 @@ class AccountPayer:
 
     def __init__(self, who: Account | Unopened, accounts: Accounts, ledger: Ledger) -> None:
         self._who = who
+        self.limit_key = of_account(who) if isinstance(who, Account) else ""
         self._accounts = accounts
         self._ledger = ledger
         self._hold_id = 0
 
     async def begin(self, request: HoldRequest) -> None:
         if isinstance(self._who, Unopened):
-            account_id = (await self._accounts.open(self._who.text)).account_id
+            account_id = (await self._accounts.open_unopened(self._who)).account_id
         else:
             account_id = self._who.id
             request = replace(request, child_id=self._who.child_id)
@@ -134,6 +152,9 @@ class AccountPayer:
         await self._ledger.release(self._hold_id)
         return Receipt(cost=Msat(0))
 
+    async def hold_id(self) -> int:
+        return self._hold_id
+
 
 class TokenPayer:
     """Pays with a token; what is left comes back as change.
@@ -143,12 +164,10 @@ class TokenPayer:
     """
 
     live = False
+    limit_key = ""
 
-    def __init__(
-        self, text: str, token: Token, accounts: Accounts, ledger: Ledger, wallet: Wallet
-    ) -> None:
+    def __init__(self, token: Token, accounts: Accounts, ledger: Ledger, wallet: Wallet) -> None:
         self.refused: asyncio.Event | None = asyncio.Event()
-        self._text = text
         self._token = token
         self._accounts = accounts
         self._ledger = ledger
@@ -173,7 +192,7 @@ class TokenPayer:
             waiting.cancel()
 
     async def secured(self) -> None:
-        await self._hold_id()
+        await self.hold_id()
 
     async def settle(self, cost: Msat, usage: Usage) -> Receipt:
         return await asyncio.shield(_spawn(self._close(cost, usage)))
@@ -181,7 +200,7 @@ class TokenPayer:
     async def release(self) -> Receipt:
         return await asyncio.shield(_spawn(self._close(Msat(0), None)))
 
-    async def _hold_id(self) -> int:
+    async def hold_id(self) -> int:
         assert self._securing is not None
         return await asyncio.shield(self._securing)
 
@@ -193,17 +212,32 @@ class TokenPayer:
     async def _secure(self, request: HoldRequest, begun: asyncio.Event) -> int:
         """Redeem the token and hold; the hold's id. Raises Refused."""
         only = replace(request, request_key=_ONLY_REQUEST, digest="")
+        holds: list[asyncio.Future[int]] = []
+
+        def hold(account_id: int) -> None:
+            holds.append(self._ledger.hold(account_id, only))
+
         try:
-            operation = await self._wallet.receive(
-                self._text,
-                request_account(self._token),
-                at_least=request.max_cost,
-                on_begun=begun.set,
-            )
+            try:
+                operation = await self._wallet.receive(
+                    self._token,
+                    request_account(self._token),
+                    at_least=request.max_cost,
+                    on_begun=begun.set,
+                    on_credit=hold,
+                )
+            except BaseException:
+                for queued in holds:
+                    _undo(self._ledger, queued)
+                raise
             self._account_id = operation.account_id
-            return await self._ledger.hold(self._account_id, only)
-        except Interrupted:
-            raise await self._refusal(TokenAlreadySpent()) from None
+            if not holds:
+                hold(self._account_id)
+            return await holds[0]
+        except Interrupted as error:
+            refusal = await self._refusal(TokenAlreadySpent())
+            refusal.answered = error if isinstance(error, Answered) else None
+            raise refusal from None
         except InsufficientBalance as error:
             if not self._account_id:
                 raise Refused(error, Receipt()) from None
@@ -213,7 +247,7 @@ class TokenPayer:
             raise Refused(error, Receipt()) from None
 
     async def _close(self, cost: Msat, usage: Usage | None) -> Receipt:
-        hold_id = await self._hold_id()
+        hold_id = await self.hold_id()
         closed = await self._wallet.settle_and_close(self._account_id, hold_id, cost, usage)
         change = closed.change.token if closed.change else None
         return Receipt(cost=closed.cost, usage=usage, change=change, dust=closed.dust)

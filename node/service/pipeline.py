@@ -16,24 +16,46 @@ sure of their effect before they first wait, so a cancelled task changes nothing
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import replace
 
 import structlog
 
 from node.core.accounts import HoldRequest
 from node.core.catalog import Catalog
-from node.core.exchange import Chunk, Failed, Receipt, ReplyEvent, Request, Started
+from node.core.exchange import (
+    Chunk,
+    Failed,
+    Receipt,
+    ReplyEvent,
+    Request,
+    Started,
+    StoredAnswer,
+)
 from node.core.money import Msat
-from node.errors import InsufficientBalance, InternalError, Interrupted, NodeError, UpstreamFailed
-from node.ports import Upstream, UpstreamCall, UpstreamReply
-from node.service.inference.call import Meter, Prepare, PreparedCall
+from node.errors import (
+    Answered,
+    InsufficientBalance,
+    InternalError,
+    Interrupted,
+    NodeError,
+    UpstreamFailed,
+)
+from node.ports import AnswerStore, Upstream, UpstreamCall, UpstreamReply
+from node.service.inference.call import EVENT_STREAM, Meter, Prepare, PreparedCall
+from node.service.limits import Limiter
 from node.service.payers import Payer, Refused
 from node.service.stopping import Stopped, StopScope
 
 log = structlog.get_logger()
 
+PATIENCE_S = 15.0
+"""Proxies and clients give a connection up on which nothing comes for a minute or less."""
+MAX_STORED_BYTES = 8 << 20
+"""Longest answer that is kept."""
 _CANCELLED = "cancelled by its sender; what the model server had done by then was charged"
 
 
@@ -43,6 +65,11 @@ class Pipeline:
     Args:
         choose_payer: the payer a request names; raises NodeErrors.
         payment_request: a NUT-18 request for so many msat.
+        limiter: bounds how many calls of one account run at the same time.
+        answers: keeps what was answered under an idempotency key, of at most
+            ``max_stored_bytes``; None keeps nothing, and such a request is not run again either.
+        patience_s: a live stream begins after that, so that its carriage can keep it alive, even
+            when nothing has come from the model server yet.
     """
 
     def __init__(
@@ -51,53 +78,134 @@ class Pipeline:
         choose_payer: Callable[[Request], Awaitable[Payer]],
         upstream: Upstream,
         payment_request: Callable[[Msat], str | None],
+        limiter: Limiter | None = None,
+        answers: AnswerStore | None = None,
+        *,
+        max_stored_bytes: int = MAX_STORED_BYTES,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self._payment_request = payment_request
         self._catalog = catalog
         self._choose_payer = choose_payer
         self._upstream = upstream
+        self._limiter = limiter or Limiter()
+        self._patience_s = patience_s
+        self._answers = answers
+        self._max_stored_bytes = max_stored_bytes
 
     async def run(self, request: Request, prepare: Prepare) -> AsyncGenerator[ReplyEvent, None]:
         """The events of one call. Close the generator when the client is gone."""
         max_cost = Msat(0)
-        try:
-            # first, because whoever cannot pay should not make us read megabytes of JSON
-            payer = await self._choose_payer(request)
-            call = prepare(request, self._catalog)
-            price = call.model.price
-            max_cost = price.most(call.most)
-            await payer.begin(
-                HoldRequest(
-                    request_id=request.request_id,
-                    request_key=request.idempotency_key,
-                    digest=_digest(request) if request.idempotency_key else "",
-                    model=call.model.id,
-                    price=price,
-                    max_cost=max_cost,
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                # first, because whoever cannot pay should not make us read megabytes of JSON
+                payer = await self._choose_payer(request)
+                stack.enter_context(self._limiter.running(payer.limit_key))
+                prepared = prepare(request, self._catalog)
+                call = prepared if isinstance(prepared, PreparedCall) else await prepared
+                price = call.model.price
+                max_cost = price.most(call.most)
+                await payer.begin(
+                    HoldRequest(
+                        request_id=request.request_id,
+                        request_key=request.idempotency_key,
+                        digest=_digest(request) if request.idempotency_key else "",
+                        model=call.model.id,
+                        price=price,
+                        max_cost=max_cost,
+                    )
                 )
-            )
-        except Refused as refused:
-            self._ask_for_payment(refused.error, max_cost)
-            yield Failed(refused.error, refused.receipt)
-            return
-        except NodeError as error:
-            self._ask_for_payment(error, max_cost)
-            yield Failed(error)
-            return
-        answer = _Answer(request, call, payer, self._upstream)
-        try:
-            async with contextlib.aclosing(answer.events()) as events:
-                async for event in events:
-                    if isinstance(event, Failed):
-                        self._ask_for_payment(event.error, max_cost)
+            except Refused as refused:
+                for event in await self._refused(request, refused, max_cost):
                     yield event
-        finally:
-            await answer.end()
+                return
+            except NodeError as error:
+                answered = error if isinstance(error, Answered) else None
+                refusal = Refused(error, Receipt(), answered)
+                for event in await self._refused(request, refusal, max_cost):
+                    yield event
+                return
+            answer = _Answer(request, call, payer, self._upstream, self._patience_s)
+            stack.push_async_callback(answer.end)
+            events = await stack.enter_async_context(contextlib.aclosing(answer.events()))
+            try:
+                if self._answers is None or not is_named(request):
+                    async for event in events:
+                        yield event
+                else:
+                    async for event in self._recorded(request, answer, events):
+                        yield event
+            except Refused as refused:
+                for event in await self._refused(request, refused, max_cost):
+                    yield event
+
+    async def _refused(
+        self, request: Request, refused: Refused, max_cost: Msat
+    ) -> list[ReplyEvent]:
+        """What a payer that does not pay gets: the answer it has paid for, if this is that one."""
+        if refused.answered is not None and self._answers is not None and is_named(request):
+            stored = await self._answers.find(
+                refused.answered.hold_id, request.idempotency_key or "", _digest(request)
+            )
+            if stored is not None:
+                headers = {"content-type": stored.content_type, "cache-control": "no-store"}
+                return [
+                    Started(stored.status, headers | {"idempotent-replayed": "true"}),
+                    Chunk(stored.body),
+                    replace(refused.receipt, cost=stored.cost),
+                ]
+        self._ask_for_payment(refused.error, max_cost)
+        return [Failed(refused.error, refused.receipt)]
+
+    async def _recorded(
+        self, request: Request, answer: _Answer, events: AsyncGenerator[ReplyEvent, None]
+    ) -> AsyncGenerator[ReplyEvent, None]:
+        """``events``, kept for when this request is asked again, before the last of it leaves.
+
+        An answer that broke off, was stopped, or is too long is not kept.
+        """
+        started: Started | None = None
+        body = bytearray()
+        last: Chunk | None = None
+        async for event in events:
+            if isinstance(event, Chunk):
+                if len(body) <= self._max_stored_bytes:
+                    body += event.data
+                before, last = last, event
+                if before is not None:
+                    yield before
+                continue
+            if isinstance(event, Started):
+                started = event
+            elif isinstance(event, Receipt) and last is not None:
+                if answer.whole and started is not None and len(body) <= self._max_stored_bytes:
+                    await self._keep(request, answer.payer, started, bytes(body), event)
+                yield last
+            yield event
+
+    async def _keep(
+        self, request: Request, payer: Payer, started: Started, body: bytes, receipt: Receipt
+    ) -> None:
+        assert self._answers is not None
+        answer = StoredAnswer(
+            started.status, started.headers["content-type"], body, receipt.cost or Msat(0)
+        )
+        try:
+            await self._answers.keep(
+                await payer.hold_id(), request.idempotency_key or "", _digest(request), answer
+            )
+        except Exception as error:  # the client has paid and gets its answer all the same
+            log.error("answer_not_kept", request_id=request.request_id, reason=type(error).__name__)
 
     def _ask_for_payment(self, error: NodeError, max_cost: Msat) -> None:
         """NUT-24: a 402 says what to pay and where."""
         if isinstance(error, InsufficientBalance):
             error.payment_request = self._payment_request(max_cost)
+
+
+def is_named(request: Request) -> bool:
+    """Whether the client itself has named its request."""
+    return "idempotency-key" in request.headers
 
 
 def _digest(request: Request) -> str:
@@ -109,57 +217,67 @@ class _Answer:
     """One call after its hold."""
 
     def __init__(
-        self, request: Request, call: PreparedCall, payer: Payer, upstream: Upstream
+        self,
+        request: Request,
+        call: PreparedCall,
+        payer: Payer,
+        upstream: Upstream,
+        patience_s: float,
     ) -> None:
         self._request = request
         self._call = call
-        self._payer = payer
+        self.payer = payer
         self._upstream = upstream
         self._meter: Meter = call.make_meter(call)
+        self._live = call.stream and (payer.live or call.change_in_stream)
+        self._patience_s = patience_s if self._live and request.carriage == "http" else None
+        self._opening: asyncio.Task[UpstreamReply] | None = None
         self._reply: UpstreamReply | None = None
         self._asked = False
+        self._served = False
+        """Some of the answer has gone to the client."""
         self._closed = False
+        self.whole = False
+        """Nothing was missing at its end."""
         self._stop = StopScope(request.stop, payer.refused)
 
     async def events(self) -> AsyncGenerator[ReplyEvent, None]:
-        call, meter = self._call, self._meter
+        """What the client gets. Raises Refused, before anything."""
+        meter = self._meter
         started = stopped = False
         failure: NodeError | None = None
         try:
-            async with self._stop:
-                self._asked = True
-                self._reply = await self._upstream.open(
-                    UpstreamCall(
-                        model=call.model,
-                        endpoint=call.endpoint,
-                        path=call.path,
-                        payload=call.payload,
-                        request_id=self._request.request_id,
-                        accept=call.accept,
-                        headers=call.headers,
-                    )
-                )
-            chunks = aiter(self._reply.chunks())
+            reply = await self._open(self._patience_s)
+            if reply is None:
+                async with self._stop:
+                    await self.payer.secured()
+                started = True
+                yield self._started()
+                reply = await self._open(None)
+                assert reply is not None
+            chunks = aiter(reply.chunks())
             while True:
                 async with self._stop:
                     data = await anext(chunks, None)
                 if data is None:
+                    meter.feed(b"")
                     break
                 out = meter.feed(data)
                 if out:
                     if not started:
                         async with self._stop:
-                            await self._payer.secured()
+                            await self.payer.secured()
                         started = True
                         yield self._started()
+                    self._served = True
                     yield Chunk(out)
                 if meter.failure is not None:
                     raise meter.failure
             if not meter.complete:
                 raise meter.failure or UpstreamFailed(private="the answer broke off")
-        except Refused as refused:
-            yield self._refusal(refused)
-            return
+        except Refused:
+            self._closed = True
+            raise
         except Stopped:
             stopped = not meter.complete  # all of it may be here already
         except NodeError as error:
@@ -168,10 +286,13 @@ class _Answer:
             log.exception("internal_error", request_id=self._request.request_id)
             failure = InternalError()
         try:
-            for event in await self._ending(started, stopped, failure):
-                yield event
-        except Refused as refused:  # only before anything was sent
-            yield self._refusal(refused)
+            ending = await self._ending(started, stopped, failure)
+        except Refused:  # only before anything was sent
+            self._closed = True
+            raise
+        self.whole = failure is None and not stopped
+        for event in ending:
+            yield event
 
     async def _ending(
         self, started: bool, stopped: bool, failure: NodeError | None
@@ -180,20 +301,19 @@ class _Answer:
         if stopped:
             return await self._stopped(started)
         request_id = self._request.request_id
-        if failure is not None and not started:
+        if failure is not None and not self._served:
             log.warning("upstream_failed", request_id=request_id, reason=failure.private)
-            return [Failed(failure, await self._release())]
-        receipt = await self._settle()
+            receipt = await self._release()
+            if not started:
+                return [Failed(failure, receipt)]
+        else:
+            receipt = await self._settle()
         events: list[ReplyEvent] = [] if started else [self._started()]
         if failure is None:
             tail = self._meter.finish(receipt.cost or Msat(0), receipt.change)
         else:
             tail = self._meter.abort(failure.document(request_id), receipt.change)
         return [*events, Chunk(tail), receipt]
-
-    def _refusal(self, refused: Refused) -> Failed:
-        self._closed = True
-        return Failed(refused.error, refused.receipt)
 
     async def end(self) -> None:
         """Settle what a client that went away has seen, and let the upstream go."""
@@ -203,13 +323,54 @@ class _Answer:
                 with contextlib.suppress(Refused):  # its money never came: nothing to settle
                     await self._settle_if_asked()
         finally:
-            if self._reply is not None:
-                await self._reply.close()
+            await self._let_go()
+
+    async def _open(self, timeout_s: float | None) -> UpstreamReply | None:
+        """Ask the upstream; None when it has not begun to answer in that time, and goes on.
+
+        Raises what ``Upstream.open`` raises, and Stopped.
+        """
+        if self._opening is None and timeout_s is None:
+            async with self._stop:
+                self._asked = True
+                self._reply = await self._upstream.open(self._upstream_call())
+            return self._reply
+        async with self._stop:
+            self._asked = True
+            if self._opening is None:
+                opening = self._upstream.open(self._upstream_call())
+                self._opening = asyncio.ensure_future(opening)
+            done, _ = await asyncio.wait({self._opening}, timeout=timeout_s)
+        if done:
+            self._reply = self._opening.result()
+        return self._reply
+
+    def _upstream_call(self) -> UpstreamCall:
+        call = self._call
+        return UpstreamCall(
+            model=call.model,
+            endpoint=call.endpoint,
+            path=call.path,
+            payload=call.payload,
+            request_id=self._request.request_id,
+            accept=call.accept,
+            headers=call.headers,
+        )
+
+    async def _let_go(self) -> None:
+        """Stop the upstream when it still works. Idempotent."""
+        opening, self._opening = self._opening, None
+        if opening is not None and self._reply is None:
+            opening.cancel()
+            (opened,) = await asyncio.gather(opening, return_exceptions=True)
+            if not isinstance(opened, BaseException):
+                self._reply = opened
+        if self._reply is not None:
+            await self._reply.close()
 
     async def _stopped(self, started: bool) -> list[ReplyEvent]:
         """The end of an answer its client wants no more of."""
-        if self._reply is not None:
-            await self._reply.close()
+        await self._let_go()
         receipt = await self._settle_if_asked()
         if not self._call.stream:
             return [Failed(Interrupted(_CANCELLED), receipt)]
@@ -219,9 +380,10 @@ class _Answer:
 
     def _started(self) -> Started:
         content_type = self._reply.content_type if self._reply else self._call.accept[0]
+        if content_type.startswith("text/") and content_type != EVENT_STREAM:
+            content_type += "; charset=utf-8"  # clients guess otherwise
         headers = {"content-type": content_type, "cache-control": "no-store"}
-        live = self._call.stream and (self._payer.live or self._call.change_in_stream)
-        return Started(200, headers, live)
+        return Started(200, headers, self._live)
 
     async def _settle_if_asked(self) -> Receipt:
         # The model server's work on the prompt is charged for, whatever has come of it.
@@ -234,8 +396,8 @@ class _Answer:
             cost = self._reply.backend.price.cost(usage)
         else:  # it is not known who had begun: nobody is charged for the dearest
             cost = min(backend.price.cost(usage) for backend in self._call.model.backends)
-        return await self._payer.settle(cost, usage)
+        return await self.payer.settle(cost, usage)
 
     async def _release(self) -> Receipt:
         self._closed = True
-        return await self._payer.release()
+        return await self.payer.release()

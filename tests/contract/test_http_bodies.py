@@ -5,14 +5,24 @@ from __future__ import annotations
 import asyncio
 import gzip
 import logging
+import random
+import tracemalloc
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from functools import partial
+from typing import Any
 
 import aiohttp
+import brotli
 import pytest
+from backports import zstd
+from hypothesis import given
+from hypothesis import strategies as st
 
 from node.core.exchange import Receipt, ReplyEvent, Request, Started
+from node.errors import InvalidValue
 from node.transport.http.body import MAX_ANONYMOUS_BODY_BYTES
+from node.transport.http.inflate import ENCODINGS, inflater
 from tests.fakes.http_node import AUTH, HEAD, MIB, Node, assert_error, parts, running, wait
 
 CLOSE = b"Connection: close\r\n"
@@ -154,23 +164,67 @@ async def test_a_withheld_last_byte_holds_no_more_than_was_sent() -> None:
 ONE = b"hello " * 1000
 
 
-@pytest.mark.parametrize(
-    ("encoding", "body"),
-    [
-        (b"gzip", gzip.compress(ONE)),
-        (b"GZip", gzip.compress(ONE)),
-        (b"deflate", zlib.compress(ONE)),
-        (b"deflate", zlib.compress(ONE, wbits=-15)),
-        (b"gzip", gzip.compress(b"")),
-        (b"gzip", gzip.compress(bytes(range(256)) * 3000, 0)),  # many pieces to feed
-        (b"gzip", gzip.compress(b"x" * MIB)),  # ends with a piece of output
-    ],
-)
-async def test_a_compressed_body_is_inflated(node: Node, encoding: bytes, body: bytes) -> None:
-    answer = await node.raw(sized(body, AUTH, encoded(encoding)))
-    assert parts(answer)[0] == 200
-    wbits = 31 if encoding.lower() == b"gzip" else 15 if body[0] & 15 == 8 else -15
-    assert node.dispatcher.requests[0].body == zlib.decompress(body, wbits)
+def raw_deflate(body: bytes) -> bytes:
+    return zlib.compress(body, wbits=-15)
+
+
+PACKERS: dict[bytes, list[Callable[[bytes], bytes]]] = {
+    b"gzip": [gzip.compress, partial(gzip.compress, compresslevel=0)],
+    b"GZip": [gzip.compress],
+    b"deflate": [zlib.compress, raw_deflate],
+    b"br": [partial(brotli.compress, quality=1)],
+    b"zstd": [zstd.compress, partial(zstd.compress, level=1)],
+}
+
+
+@pytest.mark.parametrize(("encoding", "pack"), [(e, p) for e, ps in PACKERS.items() for p in ps])
+async def test_a_compressed_body_is_inflated(encoding: bytes, pack: Any) -> None:
+    """Empty, short, of many pieces to feed, ending with a piece of output, random."""
+    bodies = [
+        b"",
+        ONE,
+        bytes(range(256)) * 3000,
+        b"x" * MIB,
+        random.Random(1).randbytes(300_000),
+        b"y" * (MIB + 100),
+    ]
+    async with running(max_body_bytes=2 * MIB) as node:
+        for body in bodies:
+            answer = await node.raw(sized(pack(body), AUTH, encoded(encoding)))
+            assert parts(answer)[0] == 200
+        assert [request.body for request in node.dispatcher.requests] == bodies
+
+
+@pytest.mark.parametrize("encoding", [b"br", b"zstd"])
+async def test_a_bomb_is_refused_before_it_unfolds(node: Node, encoding: bytes) -> None:
+    bomb = PACKERS[encoding][0](b"\0" * (64 * MIB))
+    tracemalloc.start()
+    answer = await node.raw(sized(bomb, AUTH, encoded(encoding)))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert_error(answer, 413, "request_too_large")
+    assert peak < 32 * MIB
+    assert node.dispatcher.requests == []
+
+
+@pytest.mark.parametrize("encoding", [b"br", b"zstd"])
+async def test_a_modern_stream_must_be_whole_and_alone(node: Node, encoding: bytes) -> None:
+    packed = PACKERS[encoding][0](ONE)
+    bad = [packed[:-1], packed[:5], packed + b"x", packed + packed, packed + b"x" * 100_000]
+    for body in (*bad, b"\xff" * 100):
+        assert_error(await node.raw(sized(body, AUTH, encoded(encoding))), 400, "invalid_value")
+    assert node.dispatcher.requests == []
+
+
+@given(st.binary(max_size=2000), st.sampled_from(sorted(ENCODINGS)))
+def test_garbage_is_our_own_error(data: bytes, encoding: str) -> None:
+    stream = inflater(encoding, data[0] if data else 0)
+    try:
+        stream.feed(data)
+        while not stream.hungry:
+            stream.feed(b"")
+    except InvalidValue:
+        pass
 
 
 async def test_output_that_waits_behind_the_last_input_is_fetched() -> None:
@@ -213,9 +267,9 @@ async def test_what_is_not_as_it_was_compressed_is_refused(node: Node) -> None:
         sized(b"this is not gzip at all", encoded(b"gzip")),
         sized(b"this is not gzip at all", encoded(b"deflate")),
         HEAD + encoded(b"gzip") + encoded(b"gzip") + b"Content-Length: 2\r\n\r\nxy",
-        HEAD + encoded(b"zstd") + b"Transfer-Encoding: chunked\r\n\r\n5\r\nabcdeXX\r\n",
-        HEAD + encoded(b"zstd") + b"Transfer-Encoding: chunked\r\n\r\n5\r\nab",
-        HEAD + encoded(b"zstd") + b"Transfer-Encoding: chunked\r\n\r\nnot a size\r\n",
+        HEAD + encoded(b"compress") + b"Transfer-Encoding: chunked\r\n\r\n5\r\nabcdeXX\r\n",
+        HEAD + encoded(b"compress") + b"Transfer-Encoding: chunked\r\n\r\n5\r\nab",
+        HEAD + encoded(b"compress") + b"Transfer-Encoding: chunked\r\n\r\nnot a size\r\n",
     ],
 )
 @pytest.mark.parametrize("later", [False, True])

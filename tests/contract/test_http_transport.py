@@ -501,3 +501,38 @@ async def test_stopping_ends_what_does_not_finish(client: aiohttp.ClientSession)
         await wait(node.dispatcher.ended)
         with pytest.raises(aiohttp.ClientError):
             await request
+
+
+# --- silence
+
+
+async def test_a_silent_stream_is_kept_alive_and_a_silent_answer_is_not() -> None:
+    quiet = asyncio.Event()
+
+    async def stream(request: Request) -> AsyncGenerator[ReplyEvent, None]:
+        yield Started(200, {"content-type": "text/event-stream"}, live=True)
+        yield Chunk(b"data: 1\n\n")
+        await quiet.wait()
+        yield Chunk(b"data: 2\n\n")
+        yield Receipt()
+
+    async with running(keepalive_s=0.02) as node, aiohttp.ClientSession() as client:
+        node.dispatcher.script = stream
+        async with client.post(node.url + "/v1/x") as response:
+            said = b""
+            async with asyncio.timeout(10):
+                while said.count(b": keep-alive\n\n") < 3:
+                    said += await response.content.readany()
+                quiet.set()
+                said += await response.read()
+        assert said.replace(b": keep-alive\n\n", b"") == b"data: 1\n\ndata: 2\n\n"
+
+        async def slow_json(request: Request) -> AsyncGenerator[ReplyEvent, None]:
+            yield Started(200, {"content-type": "application/json"}, live=True)
+            await asyncio.sleep(0.1)
+            yield Chunk(b"{}")
+            yield Receipt()
+
+        node.dispatcher.script = slow_json
+        async with client.post(node.url + "/v1/x") as response:
+            assert await response.read() == b"{}"

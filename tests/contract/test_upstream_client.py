@@ -26,8 +26,10 @@ from node.errors import (
 )
 from node.ports import UpstreamCall, UpstreamReply
 from node.service.inference.call import JsonPayload
-from node.upstream.client import Deadlines, OpenAIUpstream, UpstreamRouter
-from node.upstream.errors import error_from_answer
+from node.upstream.errors import UnknownThere, error_from_answer
+from node.upstream.lane import Lane
+from node.upstream.router import UpstreamRouter
+from node.upstream.server import Deadlines, UpstreamServer
 
 KEY = "sk-operator-secret-key"
 BACKEND = Backend("main", Price(Msat(1), Msat(1)), "m")
@@ -51,7 +53,7 @@ def call(model: str = "demo", *, stream: bool = False, **fields: Any) -> Upstrea
     )
 
 
-async def ask(upstream: OpenAIUpstream, call: UpstreamCall) -> UpstreamReply:
+async def ask(upstream: UpstreamServer, call: UpstreamCall) -> UpstreamReply:
     return await upstream.open(call, call.model.backends[0])
 
 
@@ -72,8 +74,8 @@ async def server() -> AsyncIterator[ModelServer]:
 
 
 @pytest.fixture
-def upstream(session: aiohttp.ClientSession, server: ModelServer) -> OpenAIUpstream:
-    return OpenAIUpstream("main", session, server.url + "/", api_key=KEY)
+def upstream(session: aiohttp.ClientSession, server: ModelServer) -> UpstreamServer:
+    return UpstreamServer("main", session, server.url + "/", api_key=KEY)
 
 
 async def read(reply: UpstreamReply) -> bytes:
@@ -112,7 +114,7 @@ async def raw_server(answer: bytes, *, close: bool = True) -> AsyncIterator[str]
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
 
 
-async def test_an_answer_in_one_piece(upstream: OpenAIUpstream, server: ModelServer) -> None:
+async def test_an_answer_in_one_piece(upstream: UpstreamServer, server: ModelServer) -> None:
     reply = await ask(upstream, call())
     assert (reply.status, reply.content_type) == (200, "application/json")
     document = json.loads(await read(reply))
@@ -123,7 +125,7 @@ async def test_an_answer_in_one_piece(upstream: OpenAIUpstream, server: ModelSer
 
 
 async def test_a_stream_arrives_piece_by_piece(
-    upstream: OpenAIUpstream, server: ModelServer
+    upstream: UpstreamServer, server: ModelServer
 ) -> None:
     server.delay_s = 0.005
     reply = await ask(upstream, call(stream=True, stream_options={"include_usage": True}))
@@ -135,7 +137,7 @@ async def test_a_stream_arrives_piece_by_piece(
 
 
 async def test_the_body_goes_out_as_it_is_and_only_known_headers_do(
-    upstream: OpenAIUpstream, server: ModelServer
+    upstream: UpstreamServer, server: ModelServer
 ) -> None:
     await read(await ask(upstream, call(unknown_field=[1])))
     (recorded,) = server.recorded
@@ -150,7 +152,7 @@ async def test_the_body_goes_out_as_it_is_and_only_known_headers_do(
     }  # fmt: skip
 
 
-async def test_a_large_body(upstream: OpenAIUpstream, server: ModelServer) -> None:
+async def test_a_large_body(upstream: UpstreamServer, server: ModelServer) -> None:
     image = "A" * (4 << 20)
     await read(await ask(upstream, call(image=image)))
     (recorded,) = server.recorded
@@ -158,17 +160,17 @@ async def test_a_large_body(upstream: OpenAIUpstream, server: ModelServer) -> No
     assert recorded.headers["Content-Length"] == str(len(body_of(call(image=image))))
 
 
-async def test_connections_are_reused(upstream: OpenAIUpstream, session: Any) -> None:
+async def test_connections_are_reused(upstream: UpstreamServer, session: Any) -> None:
     for _ in range(3):
         await read(await ask(upstream, call()))
     assert len(list(session.connector._conns.values())) == 1
 
 
-async def test_the_key_shows_nowhere(upstream: OpenAIUpstream, session: Any) -> None:
-    assert KEY not in repr(upstream) + str(vars(UpstreamRouter({"main": upstream})))
+async def test_the_key_shows_nowhere(upstream: UpstreamServer, session: Any) -> None:
+    assert KEY not in repr(upstream) + str(vars(UpstreamRouter([Lane(upstream)])))
     async with ModelServer(api_key="another") as server:
-        wrong = OpenAIUpstream("main", session, server.url, api_key=KEY)
-        error = await failure(wrong.open(call()))
+        wrong = UpstreamServer("main", session, server.url, api_key=KEY)
+        error = await failure(ask(wrong, call()))
     assert isinstance(error, UpstreamFailed)
     assert KEY not in str(error) + repr(error) + error.private
 
@@ -177,7 +179,7 @@ async def test_the_key_shows_nowhere(upstream: OpenAIUpstream, session: Any) -> 
     ("fault", "expected"),
     [
         ("status-400", InvalidValue),
-        ("status-404", InvalidValue),
+        ("status-404", UnknownThere),
         ("context", ContextLengthExceeded),
         ("status-401", UpstreamFailed),
         ("status-500", UpstreamFailed),
@@ -187,7 +189,7 @@ async def test_the_key_shows_nowhere(upstream: OpenAIUpstream, session: Any) -> 
     ],
 )
 async def test_failures_before_the_first_byte(
-    upstream: OpenAIUpstream, fault: str, expected: type[NodeError]
+    upstream: UpstreamServer, fault: str, expected: type[NodeError]
 ) -> None:
     error = await failure(ask(upstream, call(f"demo#{fault}")))
     assert type(error) is expected
@@ -202,14 +204,14 @@ async def test_failures_before_the_first_byte(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_an_answer_that_is_cut(upstream: OpenAIUpstream, stream: bool) -> None:
+async def test_an_answer_that_is_cut(upstream: UpstreamServer, stream: bool) -> None:
     reply = await ask(upstream, call("demo#cut", stream=stream))
     assert isinstance(await failure(read(reply)), UpstreamFailed)
 
 
 async def test_a_server_that_never_answers(session: Any, server: ModelServer) -> None:
     deadlines = Deadlines(first_byte_s=0.5)
-    upstream = OpenAIUpstream("main", session, server.url, api_key=KEY, deadlines=deadlines)
+    upstream = UpstreamServer("main", session, server.url, api_key=KEY, deadlines=deadlines)
     assert isinstance(await failure(ask(upstream, call("demo#hang"))), UpstreamTimeout)
     async with asyncio.timeout(5):
         await server.disconnected.wait()
@@ -220,7 +222,7 @@ async def test_a_server_that_stops_in_the_middle(
     session: Any, server: ModelServer, stream: bool
 ) -> None:
     deadlines = Deadlines(chunk_s=0.2)
-    upstream = OpenAIUpstream("main", session, server.url, api_key=KEY, deadlines=deadlines)
+    upstream = UpstreamServer("main", session, server.url, api_key=KEY, deadlines=deadlines)
     reply = await ask(upstream, call("demo#stall", stream=stream))
     assert isinstance(await failure(read(reply)), UpstreamTimeout)
     async with asyncio.timeout(5):
@@ -230,13 +232,16 @@ async def test_a_server_that_stops_in_the_middle(
 async def test_an_answer_that_trickles_for_ever(session: Any, server: ModelServer) -> None:
     server.delay_s, server.words = 0.02, 100_000
     deadlines = Deadlines(answer_s=0.3)
-    upstream = OpenAIUpstream("main", session, server.url, api_key=KEY, deadlines=deadlines)
-    reply = await ask(upstream, call(stream=True))
-    assert isinstance(await failure(read(reply)), UpstreamTimeout)
+    upstream = UpstreamServer("main", session, server.url, api_key=KEY, deadlines=deadlines)
+
+    async def whole() -> bytes:
+        return await read(await ask(upstream, call(stream=True)))
+
+    assert isinstance(await failure(whole()), UpstreamTimeout)
 
 
 async def test_closing_in_the_middle_stops_the_server(
-    upstream: OpenAIUpstream, server: ModelServer
+    upstream: UpstreamServer, server: ModelServer
 ) -> None:
     server.delay_s, server.words = 0.01, 100_000
     reply = await ask(upstream, call(stream=True))
@@ -251,7 +256,7 @@ async def test_closing_in_the_middle_stops_the_server(
 
 
 async def test_cancelling_while_it_waits_stops_the_server(
-    upstream: OpenAIUpstream, server: ModelServer
+    upstream: UpstreamServer, server: ModelServer
 ) -> None:
     task = asyncio.create_task(ask(upstream, call("demo#hang")))
     async with asyncio.timeout(5):
@@ -264,7 +269,7 @@ async def test_cancelling_while_it_waits_stops_the_server(
 
 async def test_nobody_listens(session: Any, unused_tcp_port_factory: Callable[[], int]) -> None:
     url = f"http://127.0.0.1:{unused_tcp_port_factory()}/v1"
-    error = await failure(OpenAIUpstream("main", session, url).open(call()))
+    error = await failure(ask(UpstreamServer("main", session, url), call()))
     assert isinstance(error, UpstreamFailed)
     assert error.status == 502
 
@@ -286,7 +291,7 @@ async def test_nobody_listens(session: Any, unused_tcp_port_factory: Callable[[]
 )
 async def test_a_server_that_talks_nonsense(session: Any, answer: bytes) -> None:
     async with raw_server(answer) as url:
-        error = await failure(OpenAIUpstream("main", session, url).open(call()))
+        error = await failure(ask(UpstreamServer("main", session, url), call()))
     assert type(error) is UpstreamFailed
 
 
@@ -301,7 +306,7 @@ async def test_a_server_that_talks_nonsense(session: Any, answer: bytes) -> None
 )
 async def test_a_body_that_is_broken(session: Any, answer: bytes) -> None:
     async def whole() -> bytes:
-        return await read(await OpenAIUpstream("main", session, url).open(call()))
+        return await read(await ask(UpstreamServer("main", session, url), call()))
 
     async with raw_server(answer) as url:
         assert type(await failure(whole())) is UpstreamFailed
@@ -309,14 +314,14 @@ async def test_a_body_that_is_broken(session: Any, answer: bytes) -> None:
 
 async def test_json_is_no_answer_to_a_stream(session: Any) -> None:
     async with raw_server(JSON_HEAD + b"Content-Length: 2\r\n\r\n{}") as url:
-        error = await failure(OpenAIUpstream("main", session, url).open(call(stream=True)))
+        error = await failure(ask(UpstreamServer("main", session, url), call(stream=True)))
     assert type(error) is UpstreamFailed
 
 
 async def test_an_error_without_end_is_not_read_to_the_end(session: Any) -> None:
     head = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 99999999\r\n\r\n"
     async with raw_server(head + b'{"error"' + b" " * 100_000, close=False) as url:
-        error = await failure(OpenAIUpstream("main", session, url).open(call()))
+        error = await failure(ask(UpstreamServer("main", session, url), call()))
     assert type(error) is InvalidValue
 
 
@@ -388,8 +393,8 @@ def test_a_long_prompt_is_recognised_by_its_words(message: str) -> None:
     assert type(error_from_answer("main", 400, {}, body)) is ContextLengthExceeded
 
 
-async def test_the_router_picks_by_name(upstream: OpenAIUpstream, server: ModelServer) -> None:
-    await read(await UpstreamRouter({"main": upstream}).open(call()))
+async def test_the_router_picks_by_name(upstream: UpstreamServer, server: ModelServer) -> None:
+    await read(await UpstreamRouter([Lane(upstream)]).open(call()))
     assert server.calls == 1
-    error = await failure(UpstreamRouter({"other": upstream}).open(call()))
+    error = await failure(UpstreamRouter([]).open(call()))
     assert isinstance(error, UpstreamFailed)

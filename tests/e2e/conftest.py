@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +75,12 @@ async def open_world(
     """Starts a world; ``mint_url`` puts something between the node and the mint."""
     async with AsyncExitStack() as stack:
 
-        async def open_it(*, mint_url: str = "", offer: Offer = OFFER) -> World:
+        async def open_it(
+            *,
+            mint_url: str = "",
+            offer: Offer = OFFER,
+            environment: Mapping[str, str] | None = None,
+        ) -> World:
             upstream = await stack.enter_async_context(ModelServer())
             node = await stack.enter_async_context(
                 DemoNode(
@@ -83,6 +88,7 @@ async def open_world(
                     offer,
                     Surroundings(mint_url or mint.url, relay.url, upstream.url),
                     tmp_path / "node",
+                    environment=environment,
                 )
             )
             purse = await stack.enter_async_context(Purse(mint.url))

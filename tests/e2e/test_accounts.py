@@ -232,7 +232,9 @@ async def test_terms_that_cannot_be_kept_are_refused_before_the_token_is_touched
     for terms in (
         {"validity_date": 1},
         {"validity_date": "soon"},
-        {"validity_date": later, "refund_address": "me@example.com"},
+        {"refund_address": "me@example.com"},
+        {"validity_date": later, "refund_address": "nowhere"},
+        {"validity_date": later, "refund_address": 5},
         {"balance_limit": 5},
     ):
         for path, name in (

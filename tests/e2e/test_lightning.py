@@ -1,4 +1,4 @@
-"""Promise: an account is filled over Lightning without asking, and earnings reach the operator."""
+"""Promise: accounts are filled over Lightning, earnings and refunds arrive, without asking."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import base64
 import json
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,7 @@ from openai import AsyncOpenAI
 
 from node.demo.mint import EmbeddedMint
 from node.demo.purse import Purse
-from tests.e2e.conftest import BODY, World
+from tests.e2e.conftest import BODY, OpenWorld, World
 from tests.e2e.test_payments import call
 from tests.fakes.stranger import SdkClient, message
 
@@ -214,3 +215,121 @@ async def test_the_operator_is_paid_what_was_earned_and_no_more(world: World, pa
     assert books.solvent
     assert json.loads(json.dumps(payee.asked)) == [8_000, 8_000]
     await world.assert_coins_are_real()
+
+
+async def test_a_running_node_pays_its_operator_by_itself_and_leaves_the_reserve(
+    open_world: OpenWorld, payee: Payee
+) -> None:
+    environment = {
+        "NODESTR_PAYOUT__ADDRESS": payee.url.replace("http://", "me@"),
+        "NODESTR_PAYOUT__FLOOR_SAT": "5",
+        "NODESTR_PAYOUT__RESERVE_SAT": "4",
+        "NODESTR_PAYOUT__INTERVAL_S": "0.2",
+    }
+    world = await open_world(environment=environment)
+    payee.overcharge = 1  # an address that cheats is asked again and again, and gets nothing
+    earned = await _earn(world)
+    async with asyncio.timeout(30):
+        while len(payee.asked) < 3:
+            await asyncio.sleep(0.1)
+    assert world.books().payouts_msat == 0
+    payee.overcharge = 0
+    async with asyncio.timeout(30):
+        while not world.books().payouts_msat:
+            await asyncio.sleep(0.1)
+    books = await world.quiet_books()
+    asked = len(payee.asked)
+    assert books.payouts_msat == payee.asked[-1]
+    await asyncio.sleep(1)  # several intervals: what is left is below the floor
+    assert len(payee.asked) == asked
+    books = world.books()
+    assert 4_000 <= books.earned_msat == earned - books.payouts_msat - books.own_fees_msat
+    assert (books.solvent, books.transit_msat) == (True, 0)
+    await world.assert_coins_are_real()
+    await _earn(world, 30)
+    async with asyncio.timeout(30):
+        while world.books().payouts_msat == books.payouts_msat:
+            await asyncio.sleep(0.1)
+    assert (await world.quiet_books()).earned_msat >= 4_000
+    log = world.node.log_file.read_text()
+    assert "payout_not_made" in log
+    assert "background_task_failed" not in log
+
+
+async def test_a_key_that_expires_is_refunded_to_its_lightning_address(
+    open_world: OpenWorld, payee: Payee
+) -> None:
+    environment = {"NODESTR_REFUND__FLOOR_SAT": "20", "NODESTR_REFUND__INTERVAL_S": "0.2"}
+    world = await open_world(environment=environment)
+    address = payee.url.replace("http://", "me@")
+    later = int(time.time()) + 3
+    terms = {"validity_date": later, "refund_address": address}
+    token = await world.purse.fund(300)
+    body = {"cashu_token": token, **terms}
+    key = (await call(world, "POST", "/v1/wallet/create", json=body)).json()["api_key"]
+    other = {"cashu_token": token, **terms, "refund_address": "me@example.com"}
+    refused = await call(world, "POST", "/v1/wallet/create", json=other)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "idempotency_conflict")
+
+    used = await world.purse.fund(200)  # as other nodes of the network are told
+    headers = {
+        "authorization": f"Bearer {used}",
+        "refund-lnurl": address,
+        "key-expiry-time": str(later),
+    }
+    async with httpx.AsyncClient(timeout=60) as http:
+        url = f"{world.node.url}/v1/chat/completions"
+        wrong = await http.post(url, json=BODY, headers=headers | {"key-expiry-time": "soon"})
+        assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "key-expiry-time")
+        wrong = await http.post(url, json=BODY, headers=headers | {"refund-lnurl": "nowhere"})
+        assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "refund_address")
+        assert (await http.post(url, json=BODY, headers=headers)).status_code == 200
+        # later requests change nothing, whatever they ask for
+        moved = headers | {"key-expiry-time": str(later + 9999), "refund-lnurl": "me@example.com"}
+        assert (await http.post(url, json=BODY, headers=moved)).status_code == 200
+    for opened in (key, used):
+        for path in ("/v1/wallet/balance", "/v1/balance/info"):
+            shown = (await call(world, "GET", path, key=opened)).json()
+            assert {name: shown[name] for name in terms} == terms
+
+    async with asyncio.timeout(30):
+        while len(payee.asked) < 2 or world.books().issued_msat < sum(payee.asked):
+            await asyncio.sleep(0.1)
+    books = await world.quiet_books()
+    assert (books.issued_msat, books.payouts_msat) == (sum(payee.asked), 0)
+    assert books.open_msat < 20_000
+    await world.assert_coins_are_real()
+    chat = await call(world, "POST", "/v1/chat/completions", key=key, json=BODY)
+    assert (chat.status_code, chat.json()["error"]["code"]) == (401, "key_expired")
+    lines = (await call(world, "GET", "/v1/wallet/transactions", key=key)).json()["transactions"]
+    assert [line["type"] for line in lines] == ["reversal", "refund", "deposit"]
+    rest = (await call(world, "POST", "/v1/balance/refund", key=key)).json()
+    assert sum(line["amount_msat"] for line in lines) == rest["sats"] * 1000
+    log = world.node.log_file.read_text()
+    assert "background_task_failed" not in log
+    assert address not in log
+
+
+async def test_the_terms_of_a_key_are_asked_for_over_nostr_too(world: World) -> None:
+    later = int(time.time()) + 9_999
+    headers = {
+        "authorization": f"Bearer {await world.purse.fund(20)}",
+        "refund-lnurl": "me@example.com",
+        "key-expiry-time": str(later),
+    }
+    async with SdkClient(world.relay.url, world.node.keys.pubkey, [21059]) as client:
+        await client.send(message(b"", "1", "/v1/balance/info", headers=headers, method="GET"))
+        reply = (await client.replies(1))[0]
+    shown = json.loads(base64.b64decode(reply["bodyBase64"]))
+    assert (shown["validity_date"], shown["refund_address"]) == (later, "me@example.com")
+
+
+async def test_a_node_may_refuse_refunds(open_world: OpenWorld) -> None:
+    world = await open_world(environment={"NODESTR_REFUND__ENABLED": "false"})
+    token = await world.purse.fund(20)
+    terms = {"validity_date": int(time.time()) + 99, "refund_address": "me@example.com"}
+    refused = await call(world, "POST", "/v1/wallet/create", json={"cashu_token": token, **terms})
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"]) == (400, "invalid_value")
+    assert "does not refund" in error["message"]
+    assert not await world.purse.spent(token)

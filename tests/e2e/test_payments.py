@@ -171,8 +171,8 @@ async def test_nothing_is_charged_when_the_model_server_fails_before_the_first_b
         ("status-401", 502, "upstream_error"),
         ("drop", 502, "upstream_error"),
         ("garbage", 502, "upstream_error"),
-        ("status-429", 429, "rate_limit_exceeded"),
         ("context", 400, "context_length_exceeded"),
+        ("status-429", 429, "rate_limit_exceeded"),  # last: the upstream is left alone then
     ):
         world.upstream.fault = fault
         answer = await call(

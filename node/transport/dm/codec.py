@@ -33,10 +33,15 @@ ALLOWED_HEADERS = frozenset(
         "content-type",
         "accept",
         "authorization",
+        "x-api-key",
         "x-cashu",
         "x-cashu-change",
         "idempotency-key",
         "if-none-match",
+        "anthropic-version",
+        "anthropic-beta",
+        "refund-lnurl",
+        "key-expiry-time",
     }
 )
 """What of a request's headers is read; the others are dropped unseen."""

@@ -18,7 +18,7 @@ from node.transport.dm.limits import DmLimits
 
 _log = structlog.get_logger()
 _RETRY_FIRST_S = 1.0
-_CREDENTIALS = ("authorization", "x-cashu")
+_CREDENTIALS = ("authorization", "x-api-key", "x-cashu")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import asyncio
 import traceback
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 from uuid import uuid4
 
@@ -36,7 +37,6 @@ from node.transport.dm.target import parse_target
 
 _log = structlog.get_logger()
 _ASK_AGAIN = frozenset({425, 429, 503})
-"""Answers that are to be different next time, so they are not kept for replay."""
 _REFUSALS = frozenset({400, 401, 402, 404, 405, 422})
 _ACCOUNT_PATHS = ("/v1/wallet/", "/v1/balance/")
 """Nothing here costs anything, and nothing here succeeds without a key or a token."""
@@ -90,6 +90,8 @@ class Progress:
     writer: ReplyWriter
     transcript: Transcript
     receipt: Receipt
+    ask_again: bool = False
+    """The answer is to be different next time, so it is not kept for replay."""
 
 
 class ExchangeRunner:
@@ -194,13 +196,21 @@ class ExchangeRunner:
                 progress.receipt = event
             case Failed():
                 progress.receipt = event.receipt
+                progress.ask_again = event.error.retry is True
                 if progress.transcript.begun:
                     raise RuntimeError("the dispatcher failed after it had started")
-                await self._fail(event.error, request, progress)
+                await self._fail(event.error, request, progress, event.headers)
 
-    async def _fail(self, error: NodeError, request: Request, progress: Progress) -> None:
+    async def _fail(
+        self,
+        error: NodeError,
+        request: Request,
+        progress: Progress,
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         body = error.body(request.request_id)
-        self._start(progress, error.status, error_headers(error, request.request_id), live=False)
+        headers = {**headers, **error_headers(error, request.request_id)}
+        self._start(progress, error.status, headers, live=False)
         progress.transcript.write(body)
         await progress.writer.write(body)
 
@@ -215,7 +225,8 @@ class ExchangeRunner:
         if not progress.transcript.begun:
             raise RuntimeError("the dispatcher gave no reply")
         trailers = _trailers(progress.receipt)
-        if progress.transcript.status not in _ASK_AGAIN or CHANGE_TRAILER in trailers:
+        ask_again = progress.ask_again or progress.transcript.status in _ASK_AGAIN
+        if not ask_again or CHANGE_TRAILER in trailers:
             await self._keep(request, progress.message_id, progress.transcript.reply(trailers))
         progress.writer.finish(trailers)
 

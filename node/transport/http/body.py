@@ -7,7 +7,6 @@ more than was sent.
 from __future__ import annotations
 
 import asyncio
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from node.errors import (
     RequestTooLarge,
     UnsupportedMedia,
 )
+from node.transport.http.inflate import ENCODINGS, inflater
 
 MAX_BODY_BYTES = 32 << 20
 """Room for a few photographs in base64."""
@@ -33,11 +33,9 @@ BODY_TIMEOUT_S = 60.0
 BUSY_RETRY_S = 5
 """When to ask again where there was no room for the body."""
 
-_CREDENTIALS = ("authorization", "x-cashu")
+_CREDENTIALS = ("authorization", "x-api-key", "x-cashu")
 _PLAIN = frozenset({"", "identity"})
-_COMPRESSED = frozenset({"gzip", "deflate"})
 _INFLATE_IN_BYTES = 64 << 10
-_INFLATE_OUT_BYTES = 1 << 20
 """What is inflated at once; other requests have their turn in between."""
 
 
@@ -110,8 +108,8 @@ class BodyLimits:
         """
         self.check_size(request, request.content_length or 0)
         encoding = ",".join(request.headers.getall("Content-Encoding", ())).strip().lower()
-        if encoding not in _PLAIN | _COMPRESSED:
-            raise UnsupportedMedia("a body may be sent plain or as gzip or deflate")
+        if encoding not in _PLAIN | ENCODINGS:
+            raise UnsupportedMedia("a body may be sent plain or as gzip, deflate, br or zstd")
         return encoding
 
 
@@ -152,34 +150,24 @@ async def _inflate(
     limits: BodyLimits,
     share: BudgetShare,
 ) -> bytes:
-    """One whole gzip or deflate stream (RFC 1952, 1950, 1951), its checksum verified."""
-    stream = zlib.decompressobj(_window_bits(encoding, body[0]))
+    """The one whole stream that ``body`` is."""
+    stream = inflater(encoding, body[0])
     inflated = bytearray()
-    with memoryview(body) as view:
-        for start in range(0, len(body), _INFLATE_IN_BYTES):
-            data: bytes | memoryview = view[start : start + _INFLATE_IN_BYTES]
-            more = True
-            while more:
-                try:
-                    piece = stream.decompress(data, _INFLATE_OUT_BYTES)
-                except zlib.error:
-                    raise InvalidValue("the body cannot be decompressed") from None
-                limits.check_size(request, len(inflated) + len(piece))
-                share.take(len(piece))
-                inflated += piece
-                data = stream.unconsumed_tail
-                more = not stream.eof and (bool(data) or len(piece) == _INFLATE_OUT_BYTES)
-                if len(piece) == _INFLATE_OUT_BYTES:
-                    await asyncio.sleep(0)
-            if stream.eof and (stream.unused_data or start + _INFLATE_IN_BYTES < len(body)):
-                raise InvalidValue("something follows the compressed body")
-    if not stream.eof:
+    for start in range(0, len(body), _INFLATE_IN_BYTES):
+        data = bytes(body[start : start + _INFLATE_IN_BYTES])
+        if stream.ended:
+            raise InvalidValue("something follows the compressed body")
+        while True:
+            piece = stream.feed(data)
+            limits.check_size(request, len(inflated) + len(piece))
+            share.take(len(piece))
+            inflated += piece
+            if stream.hungry:
+                break
+            data = b""
+            await asyncio.sleep(0)
+    if stream.excess:
+        raise InvalidValue("something follows the compressed body")
+    if not stream.ended:
         raise InvalidValue("the compressed body is not whole")
     return bytes(inflated)
-
-
-def _window_bits(encoding: str, first_byte: int) -> int:
-    if encoding == "gzip":
-        return 16 + zlib.MAX_WBITS
-    # some clients leave the header of RFC 1950 out
-    return zlib.MAX_WBITS if first_byte & 0x0F == 8 else -zlib.MAX_WBITS

@@ -15,12 +15,14 @@ MAX_AGE_S = 86_400
 ALLOW_METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
 ALLOW_HEADERS = (
     "authorization, content-type, x-cashu, x-cashu-change, idempotency-key, x-request-id,"
-    " if-none-match, *"
+    " if-none-match, refund-lnurl, key-expiry-time, *"
 )
 """``*`` is for what SDKs add of their own; it never covers ``authorization``."""
 EXPOSE_HEADERS = (
     "x-cashu, x-cashu-dust-msats, x-routstr-cost-msats, x-routstr-request-id, x-request-id,"
-    " retry-after, x-should-retry, etag"
+    " retry-after, x-should-retry, etag, idempotent-replayed, x-ratelimit-limit-requests,"
+    " x-ratelimit-remaining-requests, x-ratelimit-reset-requests, x-ratelimit-limit,"
+    " x-ratelimit-remaining, x-ratelimit-reset"
 )
 
 

@@ -16,10 +16,15 @@ HEADERS = frozenset(
         "content-type",
         "accept",
         "authorization",
+        "x-api-key",
         "x-cashu",
         "x-cashu-change",
         "idempotency-key",
         "if-none-match",
+        "anthropic-version",
+        "anthropic-beta",
+        "refund-lnurl",
+        "key-expiry-time",
     }
 )
 """The headers that mean something here. Nothing else goes further than this file."""
@@ -34,9 +39,9 @@ def request_id(request: web.BaseRequest) -> str:
 
 
 async def decode(
-    request: web.BaseRequest, id_: str, limits: BodyLimits, share: BudgetShare
+    request: web.BaseRequest, id_: str, limits: BodyLimits, share: BudgetShare, peer: str
 ) -> Request:
-    """Read the whole request; ``share`` must last as long as the request's body is needed.
+    """Read the whole request of ``peer``; ``share`` must last as long as its body is needed.
 
     Raises InvalidValue for a header or the path, and what ``read_body`` raises.
     """
@@ -56,7 +61,7 @@ async def decode(
         body=await read_body(request, limits, share),
         query=query,
         carriage="http",
-        peer=request.remote or "",
+        peer=peer,
         idempotency_key=_idempotency_key(headers),
     )
 

@@ -6,7 +6,7 @@ is about this process and never travels over another carriage.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from typing import Protocol
 
 from aiohttp import HttpVersion10, HttpVersion11, web
@@ -24,7 +24,8 @@ from node.transport.http.body import (
     BodyLimits,
 )
 from node.transport.http.decode import decode, request_id
-from node.transport.http.encode import error_response, json_response, respond
+from node.transport.http.encode import KEEPALIVE_S, error_response, json_response, respond
+from node.transport.http.peer import Network, PeerFinder
 
 WRITE_TIMEOUT_S = 60.0
 """How long one piece of a live answer may wait for a client that does not read."""
@@ -53,11 +54,14 @@ def create_app(
     max_buffered_bytes: int = MAX_BUFFERED_BYTES,
     body_timeout_s: float = BODY_TIMEOUT_S,
     write_timeout_s: float = WRITE_TIMEOUT_S,
+    trusted_proxies: Iterable[Network] = (),
+    keepalive_s: float = KEEPALIVE_S,
 ) -> web.Application:
     """The application; ``runner.HttpServer`` serves it with the limits of the protocol."""
     limits = BodyLimits(max_body_bytes, max_anonymous_body_bytes, body_timeout_s)
     budget = BodyBudget(max_buffered_bytes)
-    handler = _Handler(dispatcher, health, limits, budget, write_timeout_s)
+    peers = PeerFinder(trusted_proxies)
+    handler = _Handler(dispatcher, health, limits, budget, peers, write_timeout_s, keepalive_s)
     app = web.Application(client_max_size=max_body_bytes)
     app.on_response_prepare.append(cors.add_headers)
     app.router.add_route("*", "/{path:.*}", handler.handle, expect_handler=handler.expect)
@@ -71,13 +75,17 @@ class _Handler:
         health: HealthReport,
         limits: BodyLimits,
         budget: BodyBudget,
+        peers: PeerFinder,
         write_timeout_s: float,
+        keepalive_s: float,
     ) -> None:
         self._dispatcher = dispatcher
         self._health = health
         self._limits = limits
         self._budget = budget
+        self._peers = peers
         self._write_timeout_s = write_timeout_s
+        self._keepalive_s = keepalive_s
 
     async def handle(self, http_request: web.Request) -> web.StreamResponse:
         id_ = request_id(http_request)
@@ -89,10 +97,15 @@ class _Handler:
             if http_request.method == "OPTIONS" and cors.is_open(http_request):
                 return cors.preflight(id_)
             with self._budget.share() as share:
-                request = await decode(http_request, id_, self._limits, share)
+                peer = self._peers.address(http_request)
+                request = await decode(http_request, id_, self._limits, share, peer)
                 events = self._dispatcher.handle(request)
                 return await respond(
-                    http_request, events, id_, write_timeout_s=self._write_timeout_s
+                    http_request,
+                    events,
+                    id_,
+                    write_timeout_s=self._write_timeout_s,
+                    keepalive_s=self._keepalive_s,
                 )
         except NodeError as error:
             paid = self._dispatcher.is_paid(http_request.method, http_request.path)

@@ -13,7 +13,7 @@ from node.core.accounts import HoldRequest, key_hash
 from node.core.money import Msat
 from node.core.pricing import Price
 from node.core.usage import Usage
-from node.errors import InsufficientBalance, Interrupted, InvalidApiKey, Pending
+from node.errors import IdempotencyInProgress, InsufficientBalance, Interrupted, InvalidApiKey
 from node.ledger.accounts import SqliteLedger
 from node.ledger.books import Book, account_discrepancies, sum_books, transfer
 from node.ledger.database import Database
@@ -106,7 +106,7 @@ async def test_thirty_requests_at_once_never_hold_more_than_there_is(
 
 async def test_a_request_key_runs_once(ledger: SqliteLedger) -> None:
     hold = await ledger.hold(ACCOUNT, request(100, "k"))
-    with pytest.raises(Pending):
+    with pytest.raises(IdempotencyInProgress):
         await ledger.hold(ACCOUNT, request(100, "k"))
     await ledger.release(hold)
     again = await ledger.hold(ACCOUNT, request(100, "k"))

@@ -28,11 +28,13 @@ from node.core.accounts import HoldRequest, IssueRequest, NewAccount, Operation,
 from node.core.denominations import split
 from node.core.ecash import Keyset, Proof, Token
 from node.core.keys import RESETS, ChildTerms, NewChildren, Reset, Terms
+from node.core.lightning import OPERATOR
 from node.core.money import Msat
 from node.core.pricing import Price
 from node.core.usage import Usage
 from node.errors import (
     IdempotencyConflict,
+    IdempotencyInProgress,
     InsufficientBalance,
     Interrupted,
     InvalidApiKey,
@@ -40,7 +42,6 @@ from node.errors import (
     LimitExceeded,
     MintLiquidity,
     NodeError,
-    Pending,
     TokenAlreadySpent,
 )
 from node.ledger.accounts import SqliteLedger
@@ -245,7 +246,8 @@ class Money(RuleBasedStateMachine):
         else:
             kept, issued = (self.coins(operation, keep=keep) for keep in (True, False))
             await self.store.finish_send(operation, kept, issued)
-            self.issued += operation.value
+            if operation.account_id != OPERATOR:
+                self.issued += operation.value
         await self.reload(operation)
 
     @precondition(lambda self: self.of_state("intent"))
@@ -315,6 +317,22 @@ class Money(RuleBasedStateMachine):
                 self.issued += operation.value
             self.known(operation)
 
+    @rule(end=st.sampled_from(["done", "failed", "late", "open"]))
+    def refill(self, end: str) -> None:
+        """Coins of ours for other coins of ours."""
+        denominations.STOCK = 2
+        operation = self.do(lambda: self.store.begin_refill(f"r{next(self.numbers)}", self.source))
+        denominations.STOCK = 0
+        if operation is None:
+            return
+        self.known(operation)
+        if end == "done":
+            self.finish_one(operation)
+        elif end != "open":
+            self.fail_one(operation)
+            if end == "late":
+                self.land_one(self.operations[operation.id])
+
     @precondition(lambda self: self.accounts)
     @rule(
         which=PICK,
@@ -350,7 +368,7 @@ class Money(RuleBasedStateMachine):
             LimitExceeded,
             KeyExpired,
             InvalidApiKey,
-            Pending,
+            IdempotencyInProgress,
             Interrupted,
         )
         if hold is not None:
@@ -524,7 +542,9 @@ class Money(RuleBasedStateMachine):
         assert self.run(self.database.read(child_discrepancies)) == []
         assert (books.received_msat, books.issued_msat) == (self.received, self.issued)
         assert books.holds_open == len(self.holds)
-        leaving = [o for o in self.of_state("intent") if o.kind == "send"]
+        leaving = [
+            o for o in self.of_state("intent") if o.kind == "send" and o.account_id != OPERATOR
+        ]
         assert books.transit_msat == sum(o.value + o.surcharge * 1000 for o in leaving)
 
     @invariant()

@@ -24,7 +24,9 @@ from node.service.inference.chat import prepare_chat
 from node.service.payers import Payer
 from node.service.pipeline import Pipeline
 from node.service.stopping import Stopped, StopScope
-from node.upstream.client import OpenAIUpstream, UpstreamRouter
+from node.upstream.lane import Lane
+from node.upstream.router import UpstreamRouter
+from node.upstream.server import UpstreamServer
 
 PRICE = Price(Msat(1_000_000), Msat(2_000_000))
 MODEL = Model("m", (Backend("u", PRICE, "demo"),), 1000, 64)
@@ -35,6 +37,7 @@ class Purse:
     """A payer of unlimited means that keeps what it was told."""
 
     live = True
+    limit_key = ""
     refused: asyncio.Event | None = None
 
     def __init__(self) -> None:
@@ -108,7 +111,7 @@ def purse() -> Purse:
 @pytest.fixture
 async def pipeline(server: ModelServer, purse: Purse) -> AsyncIterator[Pipeline]:
     async with aiohttp.ClientSession() as session:
-        router = UpstreamRouter({"u": OpenAIUpstream("u", session, server.url)})
+        router = UpstreamRouter([Lane(UpstreamServer("u", session, server.url))])
         yield pipeline_to(router, purse)
 
 
