@@ -1,0 +1,27 @@
+"""Promise: mixed operations of many clients, with faults and kills, lose no sat and make none.
+
+A small one, with other dice each day. ``make soak`` runs thousands of operations (docs/testing.md).
+"""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+import pytest
+
+from node.demo.mint import EmbeddedMint
+from tests.soak.run import Plan, soak
+
+
+@pytest.mark.timeout(300)  # for a machine that is very busy; it takes about ten seconds
+async def test_a_short_soak_ends_with_the_equation(
+    mint: EmbeddedMint, fee_mint: EmbeddedMint, tmp_path: Path
+) -> None:
+    seed = datetime.datetime.now(tz=datetime.UTC).toordinal()
+    plan = Plan(seed, operations=60, seconds=4.0, actors=4, alive_s=2.0)
+    outcome = await soak(plan, tmp_path, (mint, fee_mint))
+    print(outcome.text())
+    assert outcome.problems == []
+    assert outcome.operations
+    assert outcome.sums["put in"]
