@@ -30,6 +30,7 @@ from node.background import (
     housekeep,
     reconcile,
     recover,
+    refill,
     refresh,
     spawn,
     unchecked,
@@ -43,9 +44,12 @@ from node.building import (
     node_info,
     open_directory,
     payout_terms,
+    rate_limits,
+    refund_terms,
     relay_pool,
     trouble,
 )
+from node.core.catalog import Catalog
 from node.core.exchange import Request
 from node.core.money import Msat
 from node.ecash.crypto import mnemonic_to_seed, new_mnemonic
@@ -55,6 +59,7 @@ from node.ecash.lnurl import LnurlPayee
 from node.ecash.token import normalize_mint_url, serialize_token
 from node.ecash.wallet import Wallet
 from node.ledger.accounts import SqliteLedger
+from node.ledger.answers import SqliteAnswers
 from node.ledger.database import Database
 from node.ledger.keys import SqliteKeys
 from node.ledger.lightning import SqliteLightningStore
@@ -62,6 +67,7 @@ from node.ledger.messages import SqliteMessageLog
 from node.ledger.reconciling import SqliteReconcileStore
 from node.ledger.transactions import SqliteStatements
 from node.ledger.wallet import SqliteWalletStore
+from node.market import Market
 from node.ops import sdnotify
 from node.ops.health import Health
 from node.ops.logging import configure
@@ -72,15 +78,16 @@ from node.service.endpoints.lightning import LightningEndpoints
 from node.service.endpoints.wallet import WalletEndpoints
 from node.service.invoices import Invoices
 from node.service.keys import ChildKeys
+from node.service.limits import Limiter
 from node.service.payers import Payer, choose_payer, wind_up
 from node.service.payout import Payouts
 from node.service.pipeline import Pipeline
+from node.service.refunds import Refunds
 from node.service.routes import routes
 from node.settings import Settings
 from node.transport.dm.server import DmServer
 from node.transport.http.runner import HttpServer
 from node.transport.http.server import create_app
-from node.upstream.client import Deadlines, OpenAIUpstream, UpstreamRouter
 
 log = structlog.get_logger()
 
@@ -88,6 +95,8 @@ RELAY_READY_TIMEOUT_S = 3.0
 """How long the start waits for the relays; a node is ready without them too."""
 HTTP_CLOSE_S = 2.0
 """How long connections may take to close once their requests are answered."""
+MARKET_READY_TIMEOUT_S = 3.0
+"""How long the start waits for lists of models and the exchange rate, if it needs them."""
 RETRACT_TIMEOUT_S = 5.0
 """How long the relays may take to hear that the announcement is withdrawn."""
 
@@ -168,13 +177,14 @@ class Node:
 async def running(settings: Settings) -> AsyncIterator[Node]:
     """A node that serves while the context lasts."""
     keys = settings.keys()
-    catalog = settings.catalog()
+    catalog = Catalog()
     async with AsyncExitStack() as stack:
         database = await Database.open(settings.node.database)
         stack.push_async_callback(database.close)
         ledger = SqliteLedger(database)
         store = SqliteWalletStore(database, serialize_token)
         messages = SqliteMessageLog(database)
+        answers = SqliteAnswers(database)
         released = await ledger.release_all()
         if released:
             log.warning("holds_released", count=released)
@@ -196,7 +206,9 @@ async def running(settings: Settings) -> AsyncIterator[Node]:
         lightning = Lightning(wallet, store, invoice_store, mints, seed)
         await wallet.start()
         stack.push_async_callback(wallet.close, 5.0)
-        reconciler = wallet.reconciler(SqliteReconcileStore(database))
+        reconciler = wallet.reconciler(
+            SqliteReconcileStore(database), settings.ledger.restore_gap_counters
+        )
         await check_restored(wallet, reconciler)
         watchdog = Watchdog(
             database, settings.node.database, interval_s=settings.ledger.watchdog_interval_s
@@ -204,31 +216,25 @@ async def running(settings: Settings) -> AsyncIterator[Node]:
         await watchdog.check()
 
         key_secret = bytes.fromhex(await store.secret("key_secret", lambda: secrets.token_hex(32)))
-        accounts = Accounts(ledger, wallet, store, key_secret)
-        invoices = Invoices(lightning, invoice_store, ledger, key_secret, invoice_limits(settings))
-        upstream = UpstreamRouter(
-            {
-                item.name: OpenAIUpstream(
-                    item.name,
-                    session,
-                    item.base_url,
-                    api_key=item.api_key.resolve() if item.api_key else None,
-                    deadlines=Deadlines(
-                        connect_s=item.connect_timeout_s,
-                        first_byte_s=item.first_byte_timeout_s,
-                        chunk_s=item.chunk_timeout_s,
-                    ),
-                )
-                for item in settings.upstreams
-            }
+        guard = NetGuard(allow_private=settings.discovery.allow_private_addresses)
+        stack.callback(guard.close)
+        payee = await stack.enter_async_context(
+            LnurlPayee(guard, allow_http=settings.discovery.allow_private_addresses)
         )
+        key_store = SqliteKeys(database, ledger.forget)
+        refunds = None
+        if settings.refund.enabled:
+            terms = refund_terms(settings)
+            refunds = Refunds(lightning, payee, key_store, terms, watchdog.problem)
+        limiter = Limiter(rate_limits(settings))
+        accounts = Accounts(ledger, wallet, store, key_secret, refunds, limiter)
+        invoices = Invoices(lightning, invoice_store, ledger, key_secret, invoice_limits(settings))
+        market = Market(settings, session, catalog)
 
         async def payer_of(request: Request) -> Payer:
             return await choose_payer(request, accounts, ledger, wallet)
 
         pool, directory = None, None
-        guard = NetGuard(allow_private=settings.discovery.allow_private_addresses)
-        stack.callback(guard.close)
         if settings.nostr.relays:
             pool = await stack.enter_async_context(relay_pool(settings, keys, guard))
             if settings.discovery.enabled:
@@ -237,29 +243,41 @@ async def running(settings: Settings) -> AsyncIterator[Node]:
         info = node_info(settings, keys)
         dispatcher = Dispatcher(
             routes(
-                Pipeline(catalog, payer_of, upstream, wallet.payment_request),
+                Pipeline(
+                    catalog,
+                    payer_of,
+                    market.router,
+                    wallet.payment_request,
+                    limiter,
+                    answers,
+                    max_stored_bytes=settings.ledger.max_stored_answer_bytes,
+                    patience_s=settings.http.stream_keepalive_s,
+                ),
                 WalletEndpoints(
                     accounts,
                     ChildKeys(
-                        SqliteKeys(database, ledger.forget),
+                        key_store,
                         key_secret,
                         Msat(settings.ledger.child_key_cost_msat),
                     ),
                     SqliteStatements(database),
                     frozenset(mints),
                     normalize_mint_url,
+                    refunder=refunds,
                 ),
                 catalog,
                 lambda: info,
                 snapshot,
                 LightningEndpoints(invoices, accounts),
-            )
+            ),
+            limiter,
         )
         health = Health()
         health.add("database", lambda: alive(database))
         health.add("solvency", watchdog.problem)
         health.add("restore", lambda: unchecked(reconciler), detail=True)
         health.add("draining", lambda: "draining" if dispatcher.draining else None)
+        market.add_checks(health)
         circuits = wallet.circuits()
         health.add("mints", lambda: no_mint(circuits.values()))
         for url, circuit in circuits.items():
@@ -270,6 +288,8 @@ async def running(settings: Settings) -> AsyncIterator[Node]:
                 max_body_bytes=settings.http.max_body_bytes,
                 max_buffered_bytes=settings.http.max_buffered_bytes,
                 body_timeout_s=settings.http.body_timeout_s,
+                trusted_proxies=settings.http.trusted_proxies,
+                keepalive_s=settings.http.stream_keepalive_s,
                 health=health,
             ),
             host=settings.http.host,
@@ -279,17 +299,19 @@ async def running(settings: Settings) -> AsyncIterator[Node]:
         )
         node = Node(settings, keys, database, dispatcher, health, http, wallet)
         stack.push_async_callback(cancel, node.background)
+        market.start(node.background)
         spawn(node.background, "recovery", lambda: recover(wallet, store))
         spawn(node.background, "reconciliation", lambda: reconcile(reconciler))
+        refill_interval_s = settings.ledger.refill_interval_s
+        spawn(node.background, "refill", lambda: refill(wallet, refill_interval_s))
         spawn(node.background, "watchdog", watchdog.run)
         spawn(node.background, "invoices", invoices.run)
+        if refunds is not None:
+            spawn(node.background, "refunds", refunds.run)
         if settings.payout.address:
-            payee = await stack.enter_async_context(
-                LnurlPayee(guard, allow_http=settings.discovery.allow_private_addresses)
-            )
             payouts = Payouts(lightning, payee, payout_terms(settings), watchdog.problem)
             spawn(node.background, "payouts", payouts.run)
-        spawn(node.background, "housekeeping", lambda: housekeep(settings, messages))
+        spawn(node.background, "housekeeping", lambda: housekeep(settings, messages, answers))
         for url in mints:
             spawn(node.background, f"keysets {url}", lambda url=url: refresh(wallet, url))  # type: ignore[misc]
         if pool is not None:
@@ -308,15 +330,17 @@ async def running(settings: Settings) -> AsyncIterator[Node]:
             if directory is not None:
                 spawn(node.background, "directory", directory.run)
             if settings.node.announce:
-                source = announcement(settings, info, catalog, pool)
+                relays = pool
                 interval_s = settings.node.announce_interval_s
                 node.announcer = Announcer(
                     pool,
                     keys,
-                    lambda: source,
+                    lambda: announcement(settings, info, catalog, relays),
                     heartbeat_s=(0.5 * interval_s, 1.5 * interval_s),
                 )
+                market.on_change(node.announcer.changed)
                 spawn(node.background, "announcer", node.announcer.run)
+        await market.complete(MARKET_READY_TIMEOUT_S)
         await http.start()
         stack.push_async_callback(http.stop)
         if node.dm is not None:

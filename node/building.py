@@ -18,12 +18,15 @@ from discovery.registry import Registry
 from node import __version__
 from node.core.catalog import Catalog, Model
 from node.core.identity import NodeInfo
+from node.core.lightning import FeeLimit
 from node.core.money import to_msat
 from node.ecash.circuit import Circuit, GuardedMint
 from node.ecash.keysets import AcceptedMint
 from node.ecash.locks import lock_key
 from node.service.invoices import InvoiceLimits
+from node.service.limits import RateLimits
 from node.service.payout import PayoutTerms
+from node.service.refunds import RefundTerms
 from node.settings import Settings
 from node.settings_sections import MintSettings
 from node.transport.dm.assembly import AssemblyLimits
@@ -55,6 +58,17 @@ def invoice_limits(settings: Settings) -> InvoiceLimits:
     )
 
 
+def rate_limits(settings: Settings) -> RateLimits:
+    """How much one account, sender or address may ask for."""
+    wanted = settings.limits
+    return RateLimits(
+        per_minute=wanted.requests_per_minute,
+        per_hour=wanted.requests_per_hour,
+        per_day=wanted.requests_per_day,
+        max_concurrent=wanted.max_concurrent_per_account,
+    )
+
+
 def payout_terms(settings: Settings) -> PayoutTerms:
     """When and how much is paid out."""
     wanted = settings.payout
@@ -63,9 +77,20 @@ def payout_terms(settings: Settings) -> PayoutTerms:
         floor=to_msat(wanted.floor_sat, "sat"),
         cap=to_msat(wanted.cap_sat, "sat"),
         reserve=to_msat(wanted.reserve_sat, "sat"),
-        max_fee_ppm=wanted.max_fee_ppm,
-        max_fee_base=to_msat(wanted.max_fee_base_sat, "sat"),
+        max_fee=FeeLimit(wanted.max_fee_ppm, to_msat(wanted.max_fee_base_sat, "sat")),
         interval_s=wanted.interval_s,
+    )
+
+
+def refund_terms(settings: Settings) -> RefundTerms:
+    """When and how expired keys are refunded."""
+    wanted = settings.refund
+    return RefundTerms(
+        floor=to_msat(wanted.floor_sat, "sat"),
+        max_fee=FeeLimit(wanted.max_fee_ppm, to_msat(wanted.max_fee_base_sat, "sat")),
+        interval_s=wanted.interval_s,
+        retry_s=wanted.retry_s,
+        max_retry_s=wanted.max_retry_s,
     )
 
 
@@ -134,7 +159,7 @@ def node_info(settings: Settings, keys: Keys) -> NodeInfo:
 def announcement(
     settings: Settings, info: NodeInfo, catalog: Catalog, pool: RelayPool
 ) -> AnnouncementSource:
-    """What the node announces."""
+    """What the node announces at this moment."""
     onion = (info.onion_url,) if info.onion_url else ()
     return AnnouncementSource(
         name=info.name,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from node.commands import money, payout
+from node.commands import mend, money, payout
 from node.commands.common import EXIT_FAILED, ConfigOption, Failure, exit_codes, load
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ def check_config(config: ConfigOption) -> None:
 
 money.register(app)
 payout.register(app)
+mend.register(app)
 
 
 @keys_app.command(

@@ -2,7 +2,8 @@
 
     TOML file  <  environment (NODESTR_HTTP__PORT)  <  systemd credentials (nodestr.http.port)
 
-``settings_sections.py`` holds the keys, ``config/node.example.toml`` shows every one of them.
+``settings_sections.py``, ``settings_market.py`` and ``settings_routing.py`` hold the keys,
+``config/node.example.toml`` shows every one of them.
 """
 
 from __future__ import annotations
@@ -15,19 +16,22 @@ from pydantic import ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from node.core.catalog import Catalog
+from node.core.plans import ModelPlan
+from node.settings_market import ModelSettings, UpstreamSettings
+from node.settings_routing import RateSettings, RoutingSettings
 from node.settings_sections import (
     DiscoverySettings,
     HttpSettings,
     LedgerSettings,
     LightningSettings,
+    LimitSettings,
     LogSettings,
     MintSettings,
-    ModelSettings,
     NodeSettings,
     NostrSettings,
     PaymentSettings,
     PayoutSettings,
-    UpstreamSettings,
+    RefundSettings,
 )
 from node.settings_sources import (
     Credentials,
@@ -62,10 +66,14 @@ class Settings(BaseSettings):
     payments: PaymentSettings = PaymentSettings()
     upstreams: tuple[UpstreamSettings, ...] = ()
     models: tuple[ModelSettings, ...] = ()
+    routing: RoutingSettings = RoutingSettings()
+    rates: RateSettings = RateSettings()
     discovery: DiscoverySettings = DiscoverySettings()
     ledger: LedgerSettings = LedgerSettings()
     lightning: LightningSettings = LightningSettings()
     payout: PayoutSettings = PayoutSettings()
+    refund: RefundSettings = RefundSettings()
+    limits: LimitSettings = LimitSettings()
     log: LogSettings = LogSettings()
 
     @classmethod
@@ -83,18 +91,22 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _check(self) -> Self:
         upstreams = _unique("upstreams", "name", [upstream.name for upstream in self.upstreams])
-        _unique("models", "id", [model.id for model in self.models])
+        _unique("models", "id", [name for m in self.models for name in (m.id, *m.aliases)])
         _unique("mints", "url", [mint.url for mint in self.mints])
-        if not self.models:
+        discovering = any(upstream.discover for upstream in self.upstreams)
+        if not self.models and not discovering:
             raise ValueError("models: nothing is for sale; add a [[models]] entry")
         for index, model in enumerate(self.models):
-            if model.upstream not in upstreams:
-                known = ", ".join(sorted(upstreams)) or "none"
-                raise ValueError(
-                    f'models[{index}].upstream: there is no [[upstreams]] entry "{model.upstream}"'
-                    f" (there is: {known})"
-                )
-        if not self.mints and not all(model.free for model in self.models):
+            for position, name in enumerate(model.upstreams()):
+                if name not in upstreams:
+                    key = f"models[{index}]" + (f".backends[{position}]" if model.backends else "")
+                    known = ", ".join(sorted(upstreams)) or "none"
+                    raise ValueError(
+                        f'{key}.upstream: there is no [[upstreams]] entry "{name}"'
+                        f" (there is: {known})"
+                    )
+        self.plans()
+        if not self.mints and (discovering or not all(model.free for model in self.models)):
             raise ValueError("mints: nobody can pay; add a [[mints]] entry")
         if not self.nostr.relays and (self.nostr.requests or self.node.announce):
             raise ValueError(
@@ -103,9 +115,14 @@ class Settings(BaseSettings):
             )
         return self
 
+    def plans(self) -> list[ModelPlan]:
+        """What is to be sold of [[models]]. Raises ValueError when a price is missing."""
+        upstreams = {upstream.name: upstream for upstream in self.upstreams}
+        return [model.plan(upstreams) for model in self.models]
+
     def catalog(self) -> Catalog:
-        """The models for sale."""
-        return Catalog(model.to_model() for model in self.models)
+        """Those models for sale whose price is known without asking anybody."""
+        return Catalog(model for plan in self.plans() if (model := plan.model(None)))
 
     def secrets(self) -> Iterator[tuple[str, SecretRef]]:
         """(key, reference) of every secret that is referred to."""

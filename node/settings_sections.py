@@ -10,16 +10,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from node.core.catalog import Backend, Model
-from node.core.money import Msat
-from node.core.pricing import Price
 from node.settings_types import (
-    AmountMsat,
-    BaseUrl,
     Count,
     FilePath,
     Line,
     MintUrl,
+    NetworkRange,
     OnionUrl,
     PublicUrl,
     RelayUrl,
@@ -99,6 +95,12 @@ class HttpSettings(Section):
     come back later."""
     body_timeout_s: Seconds = 60
     """Deadline for a request's body to arrive."""
+    trusted_proxies: tuple[NetworkRange, ...] = ()
+    """Addresses or networks of reverse proxies whose X-Forwarded-For is believed; without it all
+    clients behind a proxy share one limit."""
+    stream_keepalive_s: Seconds = 15
+    """A stream in which nothing was said for so long gets a comment, so that nobody between takes
+    it for dead."""
     keepalive_timeout_s: Seconds = 75
     """How long an idle connection is kept, and how long headers may take."""
 
@@ -166,135 +168,6 @@ class PaymentSettings(Section):
     """Form of the payment request in a 402 answer: creqA (NUT-18) or creqB (NUT-26)."""
 
 
-class UpstreamSettings(Section):
-    """[[upstreams]] an OpenAI-compatible model server."""
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
-    """Name that [[models]] refer to. Required."""
-    base_url: BaseUrl
-    """URL including /v1. Required."""
-    api_key: SecretRef | None = None
-    """Key sent as Bearer, by reference; none is sent by default."""
-    connect_timeout_s: Seconds = 10
-    """Deadline to connect."""
-    first_byte_timeout_s: Seconds = 120
-    """Deadline for the answer to begin."""
-    chunk_timeout_s: Seconds = 60
-    """Longest silence inside an answer."""
-
-
-Endpoint = Literal[
-    "chat",
-    "completions",
-    "embeddings",
-    "images",
-    "transcriptions",
-    "translations",
-    "speech",
-    "responses",
-    "messages",
-    "moderations",
-    "rerank",
-]
-
-
-def _msat(amount: int | None) -> Msat | None:
-    return None if amount is None else Msat(amount)
-
-
-class ModelSettings(Section):
-    """[[models]] a model for sale."""
-
-    id: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[!-~]+$")]
-    """Name clients ask for. Required."""
-    upstream: str
-    """Name of the [[upstreams]] entry that serves it. Required."""
-    upstream_id: str = ""
-    """The upstream's name for it; by default the id."""
-    name: Line = ""
-    """Name shown to people; by default the id."""
-    description: Line = ""
-    """One line about the model."""
-    input_per_mtok_msat: AmountMsat | None = None
-    """Price of a million prompt tokens, in msat."""
-    output_per_mtok_msat: AmountMsat | None = None
-    """Price of a million generated tokens, in msat."""
-    per_request_msat: AmountMsat = 0
-    """Price of a request on top of its tokens, in msat."""
-    cached_per_mtok_msat: AmountMsat | None = None
-    """Price of a million prompt tokens that the upstream had in its cache, in msat; by default
-    that of others."""
-    cache_write_per_mtok_msat: AmountMsat | None = None
-    """Price of a million prompt tokens that the upstream wrote to its cache, in msat; by default
-    that of others."""
-    reasoning_per_mtok_msat: AmountMsat | None = None
-    """Price of a million reasoning tokens, in msat; by default that of other generated tokens."""
-    per_image_msat: AmountMsat = 0
-    """Price of an image made, in msat."""
-    per_audio_minute_msat: AmountMsat = 0
-    """Price of a minute of audio listened to or made, in msat."""
-    per_mchar_msat: AmountMsat = 0
-    """Price of a million characters read aloud, in msat."""
-    free: bool = False
-    """Serve it for nothing; without this a model without a price is refused."""
-    context_length: Count
-    """Tokens of prompt and answer together. Required."""
-    max_output_tokens: Count
-    """Longest answer in tokens. Required."""
-    modalities: Annotated[tuple[Literal["text", "image", "audio"], ...], Field(min_length=1)] = (
-        "text",
-    )
-    """What it understands."""
-    endpoints: Annotated[tuple[Endpoint, ...], Field(min_length=1)] = ("chat", "messages")
-    """What it can be used for: chat is /v1/chat/completions, transcriptions is
-    /v1/audio/transcriptions and so on."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        token_prices = (self.input_per_mtok_msat, self.output_per_mtok_msat)
-        others = (
-            self.per_request_msat,
-            self.per_image_msat,
-            self.per_audio_minute_msat,
-            self.per_mchar_msat,
-        )
-        if self.free:
-            if any(token_prices) or any(others):
-                raise ValueError(f'model "{self.id}" is free = true and has a price; choose one')
-        elif not any(others) and (None in token_prices or not any(token_prices)):
-            raise ValueError(
-                f'model "{self.id}" has no price: set input_per_mtok_msat and '
-                "output_per_mtok_msat (or per_request_msat), or free = true to give it away"
-            )
-        if self.max_output_tokens > self.context_length:
-            raise ValueError(f'model "{self.id}": max_output_tokens is above context_length')
-        return self
-
-    def to_model(self) -> Model:
-        """The catalogue's entry."""
-        price = Price(
-            input_per_mtok=Msat(self.input_per_mtok_msat or 0),
-            output_per_mtok=Msat(self.output_per_mtok_msat or 0),
-            per_request=Msat(self.per_request_msat),
-            cached_per_mtok=_msat(self.cached_per_mtok_msat),
-            cache_write_per_mtok=_msat(self.cache_write_per_mtok_msat),
-            reasoning_per_mtok=_msat(self.reasoning_per_mtok_msat),
-            per_image=Msat(self.per_image_msat),
-            per_audio_minute=Msat(self.per_audio_minute_msat),
-            per_mchar=Msat(self.per_mchar_msat),
-        )
-        return Model(
-            id=self.id,
-            backends=(Backend(self.upstream, price, self.upstream_id or self.id),),
-            name=self.name or self.id,
-            description=self.description,
-            context_length=self.context_length,
-            max_output_tokens=self.max_output_tokens,
-            modalities=self.modalities,
-            endpoints=self.endpoints,
-        )
-
-
 class DiscoverySettings(Section):
     """[discovery] finding the other nodes."""
 
@@ -321,8 +194,16 @@ class LedgerSettings(Section):
 
     reply_keep_s: Annotated[Seconds, Field(ge=87_000)] = 90_000
     """How long answers are kept so that a repeated request gets the same one."""
+    max_stored_answer_bytes: SizeBytes = 8 * MIB
+    """Longest answer that is kept for its Idempotency-Key; asking again for a longer one gives
+    409."""
     watchdog_interval_s: Seconds = 60
     """How often the books are added up, to see that the coins cover what clients are owed."""
+    refill_interval_s: Seconds = 60
+    """How often small coins for change are made of large ones, if they run short; the fee for
+    one swap of the mint each time."""
+    restore_gap_counters: Annotated[Count, Field(le=10_000_000)] = 5000
+    """After a restore the search for coins ends after so many counters in a row without one."""
     child_key_cost_msat: Annotated[int, Field(ge=0, le=1_000_000_000)] = 0
     """What an account pays for each child key it makes."""
 
@@ -370,6 +251,38 @@ class PayoutSettings(Section):
     """Most that Lightning may cost, in millionths of the amount."""
     max_fee_base_sat: Annotated[Whole, Field(ge=0)] = 5
     """Most that Lightning may cost when the above is less."""
+
+
+class RefundSettings(Section):
+    """[refund] paying what expired keys still have to their Lightning addresses."""
+
+    enabled: bool = True
+    """Take refund addresses and pay to them; otherwise they are refused."""
+    floor_sat: Count = 100
+    """What is less stays with the key, for its holder to withdraw."""
+    interval_s: Seconds = 60
+    """How often expired keys are looked for."""
+    retry_s: Seconds = 600
+    """Pause after a refund that failed; it doubles each time."""
+    max_retry_s: Seconds = 86_400
+    """Longest pause between two tries."""
+    max_fee_ppm: Annotated[Whole, Field(ge=0, le=200_000)] = 20_000
+    """Most that Lightning may cost, in millionths of the amount; the key pays it."""
+    max_fee_base_sat: Annotated[Whole, Field(ge=0)] = 5
+    """Most that Lightning may cost when the above is less."""
+
+
+class LimitSettings(Section):
+    """[limits] how much one account, sender or address may ask for."""
+
+    requests_per_minute: Annotated[Whole, Field(ge=0)] = 60
+    """Requests of an account (of an address or sender that has none) in a minute; 0: no limit."""
+    requests_per_hour: Annotated[Whole, Field(ge=0)] = 1_000
+    """The same in an hour."""
+    requests_per_day: Annotated[Whole, Field(ge=0)] = 10_000
+    """The same in a day."""
+    max_concurrent_per_account: Annotated[Whole, Field(ge=0)] = 128
+    """Paid calls of one account that run at the same time; 0: no limit."""
 
 
 class LogSettings(Section):

@@ -148,6 +148,10 @@ def _base_url(value: object) -> str:
     return _split(value, ("http", "https")).rstrip("/")
 
 
+def _web_url(value: object) -> str:
+    return _split(value, ("http", "https"))
+
+
 def _mint_url(value: object) -> str:
     # Imported here: the command line must not load the ecash code to print its help.
     from node.ecash.token import normalize_mint_url
@@ -219,6 +223,7 @@ PublicUrl = Annotated[str, BeforeValidator(_public_url)]
 OnionUrl = Annotated[str, BeforeValidator(_onion_url)]
 RelayUrl = Annotated[str, BeforeValidator(_relay_url)]
 BaseUrl = Annotated[str, BeforeValidator(_base_url)]
+WebUrl = Annotated[str, BeforeValidator(_web_url)]
 MintUrl = Annotated[str, BeforeValidator(_mint_url)]
 NetworkRange = Annotated[
     ipaddress.IPv4Network | ipaddress.IPv6Network, BeforeValidator(_network), PlainSerializer(str)

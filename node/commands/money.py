@@ -156,8 +156,9 @@ def restore(
     """Put a backup in the place of the database. The node must be stopped.
 
     At its next start the node asks the mints about every coin before it serves anybody: what was
-    spent since the backup is booked as a loss, what was received is found again, and the counters
-    of the secrets are moved beyond all that the mints have signed. Nothing is credited twice.
+    spent since the backup is booked as a loss, what was received is found again and kept for who
+    paid it (nodestr credit), and the counters of the secrets are moved beyond all that the mints
+    have signed. Nothing is credited twice.
     """
     with exit_codes():
         from node.ops.backup import BackupError
@@ -181,7 +182,8 @@ def restore(
             "next     start the node. Before it serves, it asks the mints which coins are still\n"
             "         ours, books what was spent since the backup as a loss, and moves its\n"
             "         counters forward. Coins of a mint that does not answer stay out of use\n"
-            "         until it does. Then run 'nodestr check --online'."
+            "         until it does. Then run 'nodestr check --online'. Clients that paid since\n"
+            "         the backup are credited with 'nodestr credit' (docs/operations.md)."
         )
 
 

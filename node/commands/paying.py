@@ -5,23 +5,16 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack
 
-import aiohttp
-
 from discovery.netguard import NetGuard
-from node.building import accepted_mint, payout_terms
+from node.building import payout_terms
+from node.commands.stopped import NodeRuns, NotReady, stopped_node
 from node.core.accounts import Operation
-from node.core.lightning import PayoutError
+from node.core.lightning import OPERATOR, PayoutError
 from node.core.money import MSAT_PER_SAT, Msat
-from node.ecash.crypto import mnemonic_to_seed, new_mnemonic
-from node.ecash.lightning import Lightning
 from node.ecash.lnurl import LnurlPayee
-from node.ecash.token import serialize_token
 from node.ecash.wallet import Wallet
 from node.errors import NodeError, Pending
 from node.ledger.books import sum_books
-from node.ledger.database import Database, StorageError
-from node.ledger.lightning import SqliteLightningStore
-from node.ledger.reconciling import SqliteReconcileStore
 from node.ledger.wallet import SqliteWalletStore
 from node.service.payout import Payouts
 from node.settings import Settings
@@ -47,29 +40,17 @@ async def pay_out(settings: Settings, to: str, amount_sat: int | None) -> Operat
         raise PayoutError(f"there is no database at {settings.node.database}")
     async with AsyncExitStack() as stack:
         try:
-            database = await Database.open(settings.node.database)
-        except StorageError as error:
-            if "in use" not in str(error):
-                raise
+            node = await stack.enter_async_context(stopped_node(settings))
+        except NodeRuns:
             raise PayoutError(
                 "the node is running and has its database open. It pays by itself when"
                 " payout.address is set; to pay by hand, stop it first"
             ) from None
-        stack.push_async_callback(database.close)
-        session = await stack.enter_async_context(
-            aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar())
-        )
-        store = SqliteWalletStore(database, serialize_token)
-        mints = {mint.url: accepted_mint(mint, session) for mint in settings.mints}
-        seed = mnemonic_to_seed(await store.secret("mnemonic", new_mnemonic))
-        wallet = Wallet(store, mints, seed)
-        lightning = Lightning(wallet, store, SqliteLightningStore(database, store), mints, seed)
-        await wallet.start()
-        stack.push_async_callback(wallet.close, 5.0)
-        if await wallet.reconciler(SqliteReconcileStore(database)).begin():
-            raise PayoutError("the database is from a backup: let the node run once, then pay")
+        except NotReady as error:
+            raise PayoutError(str(error)) from None
+        wallet, store, lightning = node.wallet, node.store, node.lightning
         await wallet.recover()
-        problems = (await database.read(sum_books)).problems()
+        problems = (await node.database.read(sum_books)).problems()
         if problems:
             raise PayoutError(f"the books do not add up ({problems[0]}): run 'nodestr check'")
         allow_private = settings.discovery.allow_private_addresses
@@ -88,7 +69,11 @@ async def pay_out(settings: Settings, to: str, amount_sat: int | None) -> Operat
 
 async def _wait(wallet: Wallet, store: SqliteWalletStore) -> Operation:
     """Drive the payout that is under way until its outcome is known."""
-    open_melts = [op for op in await store.open_operations() if op.kind == "melt"]
+    open_melts = [
+        operation
+        for operation in await store.open_operations()
+        if operation.kind == "melt" and operation.account_id == OPERATOR
+    ]
     deadline = asyncio.get_running_loop().time() + WAIT_S
     for operation in open_melts:
         while operation.state == "intent" and asyncio.get_running_loop().time() < deadline:

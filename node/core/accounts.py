@@ -185,6 +185,15 @@ class OwnCoin:
 
 
 @dataclass(frozen=True, slots=True)
+class CounterRange:
+    """NUT-13 counters ``first`` … ``first + count - 1`` of a keyset."""
+
+    keyset_id: str
+    first: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class FoundCoin:
     """A coin of ours that a mint has signed and the database does not know."""
 

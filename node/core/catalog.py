@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from node.core.money import Msat
 from node.core.pricing import Price, dearest
 from node.core.usage import Usage
-from node.errors import ModelNotFound
+from node.errors import ModelNotFound, PriceUnknown
 
 ENDPOINTS = (
     "chat",
@@ -58,6 +58,12 @@ class Model:
     endpoints: tuple[str, ...] = ("chat",)
     """Of ``ENDPOINTS``."""
     created: int = 0
+    output_modalities: tuple[str, ...] = ("text",)
+    """What it makes."""
+    aliases: tuple[str, ...] = ()
+    """Other names clients may ask for it by."""
+    max_completion_tokens_only: bool = False
+    """Its upstreams refuse ``max_tokens`` and take ``max_completion_tokens`` in its place."""
 
     @cached_property
     def price(self) -> Price:
@@ -86,13 +92,23 @@ class Catalog:
 
     def __init__(self, models: Iterable[Model] = ()) -> None:
         self._models: dict[str, Model] = {}
+        self._names: dict[str, Model] = {}
+        self.unpriced: Mapping[str, int] = {}
+        """Names of models that are not sold because their price is not known just now, and in how
+        many seconds it may be."""
         self.version = 0
         """Counts the replacements."""
         self.replace(models)
 
-    def replace(self, models: Iterable[Model]) -> None:
-        """Sell these from now on."""
+    def replace(self, models: Iterable[Model], unpriced: Mapping[str, int] | None = None) -> None:
+        """Sell these from now on.
+
+        Args:
+            unpriced: see there.
+        """
         self._models = {model.id: model for model in models}
+        self._names = {alias: model for model in self for alias in model.aliases} | self._models
+        self.unpriced = dict(unpriced or {})
         self.version += 1
 
     def __iter__(self) -> Iterator[Model]:
@@ -102,10 +118,12 @@ class Catalog:
         return len(self._models)
 
     def get(self, model_id: str) -> Model:
-        """The model of that id. Raises ModelNotFound."""
-        try:
-            return self._models[model_id]
-        except KeyError:
-            raise ModelNotFound(
-                f"this node does not sell {model_id[:100]!r}; see /v1/models", param="model"
-            ) from None
+        """The model of that id or alias. Raises ModelNotFound, PriceUnknown."""
+        model = self._names.get(model_id)
+        if model is not None:
+            return model
+        if model_id in self.unpriced:
+            raise PriceUnknown(param="model", retry_after_s=self.unpriced[model_id])
+        raise ModelNotFound(
+            f"this node does not sell {model_id[:100]!r}; see /v1/models", param="model"
+        )

@@ -7,9 +7,13 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from node.core.accounts import Source
-from node.core.money import Msat, to_msat
+from node.core.money import MSAT_PER_SAT, Msat, ceil_div, to_msat
 
 Purpose: TypeAlias = Literal["create", "topup"]
+
+OPERATOR = 0
+"""Account that payouts of earnings, and capital put in, are noted under; it holds nothing."""
+_PPM = 1_000_000
 
 
 def invoice_hash(invoice_id: str) -> str:
@@ -34,6 +38,8 @@ class NewInvoice:
     expires_at: int
     watch_until: int
     """When the mint, asked for the last time, may be believed that it will not be paid."""
+    max_balance: Msat | None = None
+    """Most that may be held of the mint, unpaid invoices included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +98,17 @@ class Quoted:
     request: PayRequest
     expires_at: int
     """Unix time after which neither the invoice nor the quote is good."""
+    max_balance: Msat | None = None
+    """Most that may be held of the mint."""
 
 
 class PayoutError(Exception):
-    """A payout was not made and nothing was paid. The text is for the operator."""
+    """A payout or refund was not made and nothing was paid. The text is for the operator."""
 
 
 @dataclass(frozen=True, slots=True)
 class MeltRequest:
-    """Pay an invoice out of what the node has earned."""
+    """Pay an invoice out of what the node has earned, or out of an account that has expired."""
 
     operation_id: str
     source: Source
@@ -116,6 +124,41 @@ class MeltRequest:
     """Earnings that must stay."""
     change: bool
     """Whether the mint gives change (NUT-08); without it the coins must be exact."""
+    expires_at: int
+    """Unix time after which the invoice cannot be paid."""
+    account_id: int = OPERATOR
+    """Whose money it is; OPERATOR: earnings."""
+
+
+@dataclass(frozen=True, slots=True)
+class Melt:
+    """What is known of a payment beside its operation. Times are Unix seconds."""
+
+    expires_at: int
+    """After this its invoice cannot be paid; 0: not known."""
+    paid_at: int | None
+    """When the mint was first seen to say that it is paid."""
+    missing: int
+    """Change that may still come, in the mint's unit."""
+
+
+@dataclass(frozen=True, slots=True)
+class FeeLimit:
+    """Lightning may cost the larger of a share of the amount and a fixed sum."""
+
+    ppm: int = 20_000
+    base: Msat = Msat(5 * MSAT_PER_SAT)
+
+    def of(self, amount: Msat) -> Msat:
+        """The most Lightning may cost for ``amount``."""
+        return Msat(max(self.base, ceil_div(amount * self.ppm, _PPM)))
+
+    def affordable(self, spendable: int) -> Msat:
+        """The largest whole-sat amount whose costs fit into ``spendable`` msat, too; 0 if none."""
+        if spendable <= 0:
+            return Msat(0)
+        after_fee = spendable - self.of(Msat(spendable))
+        return Msat(max(0, after_fee) // MSAT_PER_SAT * MSAT_PER_SAT)
 
 
 @dataclass(frozen=True, slots=True)

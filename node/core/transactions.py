@@ -12,10 +12,11 @@ class Transaction:
     """Money of an account that moved, or is about to.
 
     type: ``deposit`` (the first money), ``topup``, ``charge`` (a request), ``withdrawal``,
-    ``change``, ``reversal`` (a withdrawal that failed gave its money back), ``fee`` (child keys),
-    ``dust``, ``other``. state: ``done``, ``pending``, ``failed`` (a reversal stands beside it).
-    The amounts of all that is not pending add up to the balance; what is pending and negative
-    is either set aside or, for a withdrawal, taken already.
+    ``change``, ``refund`` (over Lightning), ``reversal`` (what a withdrawal that failed, or a
+    refund, gave back), ``fee`` (child keys), ``dust``, ``other``. state: ``done``, ``pending``,
+    ``failed`` (a reversal stands beside it). The amounts of all that is not pending add up to the
+    balance; what is pending and negative is either set aside or, for a withdrawal or refund, taken
+    already.
     """
 
     id: str

@@ -7,7 +7,7 @@
 | responses, images, transcriptions | ``input_tokens`` | in ``input_tokens_details`` | \
 ``output_tokens`` | in ``output_tokens_details`` |
 | messages (Anthropic) | ``input_tokens`` and both cache counts | ``cache_read_input_tokens`` | \
-``output_tokens`` | not told |
+``output_tokens`` | ``thinking_tokens`` in ``output_tokens_details`` |
 
 A count that cannot be believed is no count: bools, negative or enormous numbers. A part larger
 than its whole is none.
@@ -129,7 +129,13 @@ def usage_from_anthropic(obj: object) -> Usage | None:
         return None
     read = _at_most(_count(obj.get("cache_read_input_tokens")), MAX_TOKENS)
     written = _at_most(_count(obj.get("cache_creation_input_tokens")), MAX_TOKENS)
-    return Usage(fresh + read + written, completion, cached_tokens=read, cache_write_tokens=written)
+    return Usage(
+        fresh + read + written,
+        completion,
+        cached_tokens=read,
+        cache_write_tokens=written,
+        reasoning_tokens=_part(obj, "output_tokens_details", "thinking_tokens", completion),
+    )
 
 
 def _part(obj: Mapping[object, object], details: str, name: str, whole: int) -> int:

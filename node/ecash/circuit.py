@@ -16,15 +16,15 @@ hang on every swap. Then one more failure opens it again, for longer. A POST cle
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import aiohttp
 import structlog
 
+from node.core.circuit import Breaker
 from node.ecash.errors import MintOffline, MintRejected, MintUnknown
 from node.ecash.mint import MintClient
 
@@ -39,14 +39,12 @@ MAX_COOLDOWN_S = 60.0
 _MELT = "/v1/melt/bolt11"
 """Answered when a Lightning payment is through, which may take minutes."""
 
-State: TypeAlias = Literal["closed", "open", "half-open"]
-
 
 class CircuitOpen(MintOffline):
     """The mint is not asked now, because it did not answer a moment ago: nothing was sent."""
 
 
-class Circuit:
+class Circuit(Breaker):
     """The state of one mint.
 
     Args:
@@ -63,32 +61,14 @@ class Circuit:
         max_cooldown_s: float = MAX_COOLDOWN_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        super().__init__(
+            threshold=threshold, cooldown_s=cooldown_s, max_cooldown_s=max_cooldown_s, clock=clock
+        )
         self._name = name
-        self._threshold = threshold
-        self._first_cooldown_s = self._cooldown_s = cooldown_s
-        self._max_cooldown_s = max_cooldown_s
-        self._clock = clock
-        self._failures = 0
-        self._open_until: float | None = None
-        self._probing = False
-
-    @property
-    def state(self) -> State:
-        if self._open_until is None:
-            return "closed"
-        return "open" if self._clock() < self._open_until else "half-open"
-
-    @property
-    def retry_after_s(self) -> int:
-        """What to tell a client to wait; at least a second."""
-        if self._open_until is None:
-            return 1
-        return max(1, math.ceil(self._open_until - self._clock()))
 
     def check(self) -> None:
         """Raises CircuitOpen when a call would fail at once."""
-        state = self.state
-        if state == "open" or (state == "half-open" and self._probing):
+        if not self.admits:
             raise CircuitOpen("the mint did not answer a moment ago and is not asked now")
 
     @contextmanager
@@ -102,42 +82,29 @@ class Circuit:
         Raises CircuitOpen.
         """
         self.check()
-        probe = self.state == "half-open"
-        self._probing = self._probing or probe
+        probe = self.begin()
         try:
             yield
         except MintUnknown as error:
             if not patient or isinstance(error, MintOffline):
-                self._failed(probe)
+                self._note_failure(probe)
             raise
         except MintRejected:
-            self._answered(clears)
+            self._note_answer(clears)
             raise
         else:
-            self._answered(clears)
+            self._note_answer(clears)
         finally:
-            if probe:
-                self._probing = False
+            self.end(probe)
 
-    def _failed(self, probe: bool) -> None:
-        self._failures += 1
-        if self._open_until is None:
-            if self._failures < self._threshold:
-                return
-        elif not probe:
-            return
-        self._open_until = self._clock() + self._cooldown_s
-        log.warning("mint_circuit_open", mint=self._name, for_s=self._cooldown_s)
-        self._cooldown_s = min(2 * self._cooldown_s, self._max_cooldown_s)
+    def _note_failure(self, probe: bool) -> None:
+        pause_s = self.failed(probe)
+        if pause_s is not None:
+            log.warning("mint_circuit_open", mint=self._name, for_s=pause_s)
 
-    def _answered(self, clears: bool) -> None:
-        if self._open_until is not None:
-            self._open_until = None
-            self._failures = self._threshold - 1
+    def _note_answer(self, clears: bool) -> None:
+        if self.answered(clears=clears):
             log.info("mint_circuit_closed", mint=self._name)
-        if clears:
-            self._failures = 0
-            self._cooldown_s = self._first_cooldown_s
 
 
 class GuardedMint(MintClient):

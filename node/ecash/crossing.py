@@ -32,7 +32,8 @@ operation sends the same bytes.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import structlog
@@ -81,16 +82,27 @@ class Crossing:
         self._seed = seed
         self._failures = FailureMemory() if failures is None else failures
         self._queues: dict[str, SwapQueue] = {}
+        self._on_credit: dict[str, Callable[[int], None]] = {}
         self.kinds: dict[str, Crossing] = {}
         """Operations of these kinds cross in their own way."""
+
+    @contextmanager
+    def on_credit(self, operation_id: str, call: Callable[[int], None]) -> Iterator[None]:
+        """Within this, ``call`` is given the account's id once a receive's credit is queued."""
+        self._on_credit[operation_id] = call
+        try:
+            yield
+        finally:
+            self._on_credit.pop(operation_id, None)
 
     async def attempt(self, operation: Operation, fresh: bool) -> Operation:
         """One attempt; returns the operation as it stands afterwards.
 
         Args:
-            fresh: nothing of it can have reached the mint yet.
+            fresh: it was begun a moment ago, nothing of it can have reached the mint yet.
         """
-        operation = await self._store.operation(operation.id)  # the caller's may be of long ago
+        if not fresh:
+            operation = await self._store.operation(operation.id)  # the caller's may be old
         if operation.state != "intent":
             return operation
         try:
@@ -172,14 +184,17 @@ class Crossing:
         ours = unblind_coins(keyset, coins, signatures)
         if operation.state == "failed":
             await self._store.salvage(operation, ours)
-        elif operation.kind == "receive":
-            await self._store.finish_receive(operation, ours)
-        else:
-            marked = list(zip(operation.outputs, ours, strict=True))
-            kept = [coin for output, coin in marked if output.keep]
-            issued = [coin for output, coin in marked if not output.keep]
-            await self._store.finish_send(operation, kept, issued)
-        return await self._store.operation(operation.id)
+            return await self._store.operation(operation.id)
+        if operation.kind == "receive":
+            credited = self._store.finish_receive(operation, ours)
+            on_credit = self._on_credit.pop(operation.id, None)
+            if on_credit is not None:
+                on_credit(operation.account_id)
+            return await credited
+        marked = list(zip(operation.outputs, ours, strict=True))
+        kept = [coin for output, coin in marked if output.keep]
+        issued = [coin for output, coin in marked if not output.keep]
+        return await self._store.finish_send(operation, kept, issued)
 
     async def _judge(
         self,
@@ -202,7 +217,7 @@ class Crossing:
             if found:
                 log.error("counters_used_before", operation=operation.id, keyset=keyset.id)
                 self._keysets.scan_again(keyset.id)
-                return await self._fail(operation, START_AGAIN)
+                return await self._fail(operation, START_AGAIN, used=True)
             await self._keysets.refresh(operation.mint)
             current = self._keysets.of(operation.mint).get(keyset.id)
             if current is None or not current.active:  # nothing of it can land any more
@@ -216,8 +231,8 @@ class Crossing:
         if "PENDING" in states or found:
             raise rejected
         late = [
-            await self.landed_late(failed)
-            for failed in await self._store.failed_sharing(operation.id)
+            other.state != "failed" or await self.landed_late(other)
+            for other in await self._store.ended_sharing(operation.id)
         ]
         if any(late):
             return await self._fail(operation, START_AGAIN)
@@ -231,6 +246,14 @@ class Crossing:
         spent = [y for y, state in answers if state == "SPENT"]
         await self._store.write_off(operation, spent, START_AGAIN)
         return await self._store.operation(operation.id)
+
+    async def watched(self, since_s: int) -> list[Operation]:
+        """Operations that ended, of the last ``since_s`` seconds, to be given to ``landed_late``
+        besides those that failed."""
+        found: list[Operation] = []
+        for kind in self.kinds.values():
+            found += await kind.watched(since_s)
+        return found
 
     async def landed_late(self, failed: Operation) -> bool:
         """Whether a failed operation landed at the mint after all; then it is salvaged."""
@@ -255,8 +278,10 @@ class Crossing:
         }
         return [restored[m.b_] for m, _, _ in coins if m.b_ in restored]
 
-    async def _fail(self, operation: Operation, code: str, *, unused: bool = False) -> Operation:
-        await self._store.fail(operation, code, unused=unused)
+    async def _fail(
+        self, operation: Operation, code: str, *, unused: bool = False, used: bool = False
+    ) -> Operation:
+        await self._store.fail(operation, code, unused=unused, used=used)
         return await self._store.operation(operation.id)
 
 

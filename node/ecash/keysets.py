@@ -1,7 +1,8 @@
 """The keysets of the accepted mints (NUT-01, NUT-02) and whether we may make coins of them.
 
 Before a keyset is used for the first time in a process, its counters are scanned forward with
-NUT-09, so that a database from a backup does not repeat them.
+NUT-09, so that a database from a backup does not repeat them. What was signed at those that are
+skipped is looked for by ``node.ecash.reconcile``.
 """
 
 from __future__ import annotations
@@ -179,7 +180,7 @@ class Keysets:
                 clear += 1 + max(i for i, m in enumerate(window) if m.b_ in signed)
             if clear > first:
                 log.error("counters_were_behind", mint=mint, keyset=keyset_id, by=clear - first)
-                await self._store.advance_counter(keyset_id, clear)
+                await self._store.skip_counters(mint, keyset_id, clear)
             self._scanned.add(keyset_id)
 
     def sources(self, only: str | None = None) -> list[Source]:

@@ -1,4 +1,4 @@
-"""Lightning through the mints: invoices that become balances, payouts of earnings.
+"""Lightning through the mints: invoices that become balances, payouts and refunds.
 
     quote ──▶ (the client pays) ──▶ collect: UNPAID ─▶ ask again later
                                              PAID   ─▶ minting (node/ecash/minting.py) ─▶ credited
@@ -18,7 +18,15 @@ from typing import Literal
 import structlog
 
 from node.core.accounts import Operation
-from node.core.lightning import Invoice, MeltRequest, Payable, PayoutError, PayRequest, Quoted
+from node.core.lightning import (
+    OPERATOR,
+    Invoice,
+    MeltRequest,
+    Payable,
+    PayoutError,
+    PayRequest,
+    Quoted,
+)
 from node.core.money import MSAT_PER_SAT, UNIT_MSAT, Msat, ceil_div, to_msat
 from node.ecash.bolt11 import read_bolt11
 from node.ecash.keysets import AcceptedMint
@@ -35,6 +43,9 @@ TYPICAL_INPUTS = 30
 """Coins whose fee is left aside when the amount of a payout is chosen."""
 COOLDOWN_S = 30.0
 """How long a mint that gave no invoice is asked last."""
+_LATEST = 1 << 53
+"""Invoices may claim to be good for longer than a database can count."""
+_NOTHING = Msat(0)
 
 
 class Lightning:
@@ -99,7 +110,7 @@ class Lightning:
                 continue
             self._failed_at.pop(url, None)
             expires_at = min(request.expires_at, answer.expiry or request.expires_at)
-            return Quoted(url, unit, amount, answer.quote, request, expires_at)
+            return Quoted(url, unit, amount, answer.quote, request, expires_at, mint.max_balance)
         if full:
             raise MintFull("this node holds as much money as it wants to; ask for less")
         raise MintUnreachable("no mint gives an invoice now", retry_after_s=int(COOLDOWN_S))
@@ -107,9 +118,9 @@ class Lightning:
     async def collect(self, invoice: Invoice) -> Literal["paid", "unpaid", "gone", "unknown"]:
         """Ask whether an invoice is paid; if so, take its ecash and credit the account.
 
-        ``gone``: it is not ours to ask about any more. ``unknown``: ask again; also when the mint
-        gave its ecash to us in a past that this database, from a backup, does not know: then the
-        client's claim stays on record for the operator.
+        ``gone``: it is not ours to ask about any more. ``unknown``: ask again. When the mint gave
+        its ecash to us in a past that this database, from a backup, does not know, the account is
+        credited as soon as the mint's coins are checked.
         """
         current = await self._store.invoice(invoice.hash)
         mint = self._mints.get(invoice.mint)
@@ -127,13 +138,12 @@ class Lightning:
                 return "unknown"
             if quote.state == "UNPAID":
                 return "unpaid"
-            if quote.state == "ISSUED" and not await self._store.failed_mints(
+            if quote.state == "ISSUED" and not await self._store.ended_mints(
                 invoice.mint, invoice.quote
             ):
                 current = await self._store.invoice(invoice.hash)  # another may have been quicker
                 if current is not None and current.operation_id is None:
-                    log.error("invoice_paid_before_the_backup_was_restored", mint=invoice.mint)
-                    return "unknown"
+                    return await self._taken_before(invoice)
         try:
             keyset = await self._wallet.active_keyset(invoice.mint, invoice.unit)
             operation_id = uuid.uuid4().hex
@@ -146,15 +156,32 @@ class Lightning:
             return "unknown"
         return "paid" if operation.state == "done" else "unknown"
 
+    async def _taken_before(self, invoice: Invoice) -> Literal["paid", "unknown"]:
+        """The ecash of an invoice is taken, and no operation has taken it."""
+        if await self._store.credit_restored(invoice.mint, invoice.quote, None, ""):
+            log.warning(
+                "invoice_of_before_the_restore_credited",
+                account=invoice.account_id,
+                amount_msat=invoice.value,
+            )
+            return "paid"
+        log.error("ecash_of_invoice_is_gone", account=invoice.account_id, mint=invoice.mint)
+        return "unknown"
+
     # -- out -------------------------------------------------------------------------------
 
-    async def payable(self) -> list[Payable]:
-        """What could be paid out of each mint's coins, the most first."""
+    async def payable(self, account_id: int = OPERATOR) -> list[Payable]:
+        """What could be paid with each mint's coins, the most first.
+
+        Args:
+            account_id: out of that account; OPERATOR: out of earnings.
+        """
         found = []
         for source in self._wallet.sources():
-            payable = await self._store.payable(source.mint, source.unit)
+            payable = await self._store.payable(source, account_id)
             fee = ceil_div(max(source.fee_ppk.values(), default=0) * TYPICAL_INPUTS, 1000)
-            found.append(replace(payable, input_fee=to_msat(fee, source.unit)))
+            fee_msat = max(payable.input_fee, to_msat(fee, source.unit))
+            found.append(replace(payable, input_fee=fee_msat))
         return sorted(found, key=lambda payable: -payable.available)
 
     def read(self, bolt11: str) -> PayRequest:
@@ -168,14 +195,16 @@ class Lightning:
         payable: Payable,
         *,
         max_fee: Msat,
-        reserve: Msat,
+        reserve: Msat = _NOTHING,
+        account_id: int = OPERATOR,
     ) -> Operation:
-        """Pay an invoice out of earnings, with coins of ``payable``'s mint.
+        """Pay an invoice with coins of ``payable``'s mint.
 
         Args:
             destination: where it goes, for the operator's eyes.
             max_fee: the most that Lightning may reserve on top.
             reserve: earnings that must stay.
+            account_id: out of that account, which must have expired; OPERATOR: out of earnings.
 
         Raises PayoutError when nothing was paid, Pending while the outcome is not known,
         InvalidValue, InsufficientBalance, MintLiquidity (see ``begin_melt``).
@@ -195,11 +224,13 @@ class Lightning:
             raise PayoutError(
                 f"Lightning may cost {quote.fee_reserve} {unit}, at most {max_fee} msat are allowed"
             )
-        source = next(s for s in self._wallet.sources(payable.mint) if s.unit == unit)
+        sources = [s for s in self._wallet.sources(payable.mint) if s.unit == unit]
+        if not sources:
+            raise PayoutError(f"the mint has no keyset for {unit} any more")
         operation = await self._store.begin_melt(
             MeltRequest(
                 operation_id=uuid.uuid4().hex,
-                source=source,
+                source=sources[0],
                 quote=quote.quote,
                 amount=quote.amount,
                 fee_reserve=quote.fee_reserve,
@@ -207,6 +238,8 @@ class Lightning:
                 destination=destination,
                 reserve=reserve,
                 change=change,
+                expires_at=min(request.expires_at, _LATEST),
+                account_id=account_id,
             )
         )
         operation = await self._wallet.finish(operation, fresh=True)

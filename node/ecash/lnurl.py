@@ -17,7 +17,7 @@ import orjson
 from discovery.errors import ForbiddenAddress
 from discovery.netguard import NetGuard
 from node.core.lightning import PayoutError, PayRequest
-from node.core.money import Msat
+from node.core.money import MSAT_PER_SAT, Msat
 from node.ecash.bolt11 import read_bolt11
 
 MAX_ANSWER_BYTES = 65_536
@@ -58,8 +58,24 @@ class LnurlPayee:
         if self._session is not None:
             await self._session.close()
 
-    async def invoice(self, destination: str, amount: Msat) -> PayRequest:
+    def check(self, destination: str) -> None:
+        """Raise PayoutError when this is neither an address nor a link that may be asked.
+
+        Asks nobody: whether there is somebody to pay turns out when it is paid.
+        """
+        try:
+            url = urlsplit(pay_url(destination, self._schemes))
+            usable = url.scheme in self._schemes and bool(url.hostname) and url.port != 0
+        except ValueError:
+            usable = False
+        if not usable:
+            raise PayoutError("the LNURL is no link that may be asked for an invoice")
+
+    async def invoice(self, destination: str, amount: Msat, *, or_less: bool = False) -> PayRequest:
         """An invoice over ``amount`` for an address (``name@host``) or an ``lnurl1…`` link.
+
+        Args:
+            or_less: over the most that the payee takes, in whole sat, when that is less.
 
         Raises PayoutError, also when the amount is outside of what the payee takes.
         """
@@ -69,6 +85,8 @@ class LnurlPayee:
         least, most, callback = (offer.get(n) for n in ("minSendable", "maxSendable", "callback"))
         if type(least) is not int or type(most) is not int or not isinstance(callback, str):
             raise PayoutError("the payee's answer is not an LNURL-pay offer")
+        if or_less:
+            amount = min(amount, Msat(most // MSAT_PER_SAT * MSAT_PER_SAT))
         if not least <= amount <= most:
             raise PayoutError(f"the payee takes {least} to {most} msat, not {amount}")
         answer = await self._get(_with_amount(callback, amount))

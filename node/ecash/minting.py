@@ -10,8 +10,11 @@
 | signatures              | -        | -           | finish                                        |
 | refused                 | any      | all signed  | it was ours: finish from NUT-09               |
 | refused                 | ISSUED   | none signed | a failed operation over this quote landed     |
-|                         |          |             | late: salvage it, fail this one; else alarm,  |
-|                         |          |             | stays an intent                               |
+|                         |          |             | late: salvage it (or it was, meanwhile), fail |
+|                         |          |             | this one                                      |
+|                         |          |             | ... after a restore: we took it in a past     |
+|                         |          |             | that was forgotten: credit it, fail this one  |
+|                         |          |             | ... else alarm, stays an intent               |
 | refused                 | not yet  | some signed | counters were used: fail, start again         |
 | refused, keyset retired | not yet  | none signed | fail, start again with another keyset         |
 | refused otherwise       | not yet  | none signed | stays an intent                               |
@@ -86,16 +89,21 @@ class Minting(Crossing):
         if len(found) == len(coins):
             return await self._done(operation, coins, found)
         if quote.state == "ISSUED":
-            others = await self._lightning.failed_mints(operation.mint, operation.quote)
-            if any([await self.landed_late(other) for other in others]):
+            others = await self._lightning.ended_mints(operation.mint, operation.quote)
+            late = [o.state == "done" or await self.landed_late(o) for o in others]
+            if any(late):
                 return await self._begin_anew(operation)
+            if await self._lightning.credit_restored(
+                operation.mint, operation.quote, operation, START_AGAIN
+            ):
+                return await self._store.operation(operation.id)
             log.error("ecash_of_invoice_is_gone", operation=operation.id, mint=operation.mint)
             raise rejected
         keyset_id = operation.outputs[0].keyset_id
         if found:
             log.error("counters_used_before", operation=operation.id, keyset=keyset_id)
             self._keysets.scan_again(keyset_id)
-            return await self._begin_anew(operation)
+            return await self._begin_anew(operation, used=True)
         await self._keysets.refresh(operation.mint)
         current = self._keysets.of(operation.mint).get(keyset_id)
         if current is None or not current.active:
@@ -104,6 +112,8 @@ class Minting(Crossing):
 
     async def landed_late(self, failed: Operation) -> bool:
         coins = self._derive(failed)
+        if not coins:
+            return False
         signatures = await self._restored(self._mints[failed.mint].client, coins)
         if len(signatures) != len(coins):
             return False
@@ -111,6 +121,6 @@ class Minting(Crossing):
         await self._done(failed, coins, signatures)
         return True
 
-    async def _begin_anew(self, operation: Operation) -> Operation:
-        await self._lightning.fail_mint(operation, START_AGAIN)
+    async def _begin_anew(self, operation: Operation, *, used: bool = False) -> Operation:
+        await self._lightning.fail_mint(operation, START_AGAIN, used=used)
         return await self._store.operation(operation.id)

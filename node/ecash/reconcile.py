@@ -12,12 +12,23 @@ nothing is received there and nothing is issued. Open operations come first, by 
 | a coin of ours is SPENT                | we spent it, or its holder       | spent; a loss       |
 |                                        | claimed it                       |                     |
 | a coin of ours is PENDING              | a payment of it is under way     | parked; asked again |
-| a counter we have not used is signed,  | made after the backup: change we | ours, suspect;      |
-|   its coin UNSPENT                     | kept, a token we redeemed, or a  | sets off losses     |
+| a counter we have not used is signed,  | made after the backup: change we | ours, suspect; kept |
+|   its coin UNSPENT                     | kept, a token we redeemed, or a  | for claims          |
 |                                        | token nobody has claimed yet     |                     |
-| ... SPENT or PENDING                   | it is gone                       | the counter is used |
+| ... SPENT                              | it is gone                       | the counter is used |
+| ... PENDING                            | a payment of it is under way     | the counter is used |
+|                                        |                                  | and watched         |
+| not signed, and nothing is PENDING     | never used, or a request is just | skipped; watched    |
+|                                        | now on its way                   | for WATCH_COUNTERS_S|
+| not signed, something is PENDING       | maybe a payment's change, which  | skipped; watched    |
+|                                        | is signed when it is decided     | WATCH_COUNTERS_S    |
+|                                        |                                  | beyond that         |
 | no usable answer                       | -                                | blocked; asked      |
 |                                        |                                  | again               |
+
+Watched are all counters from the first that the backup had not used to IN_FLIGHT beyond the last
+signed one: ours go on after them. A mint that signs there after the check, a payment that was under
+way when the node was stopped for the restore, say, signs coins that are found then.
 
 A suspect coin is never given to anybody, so a coin that was given out after the backup is not
 given out twice: its holder claims it, or we swap it first, and then the debit that the backup
@@ -27,27 +38,32 @@ does not know is still on the holder's account.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import structlog
 
-from node.core.accounts import FoundCoin, Operation, Settled
-from node.core.ecash import BlindedMessage, Keyset
+from node.core.accounts import CounterRange, FoundCoin, Operation
 from node.core.money import Msat
-from node.ecash.crossing import Coin, unblind_coins
-from node.ecash.crypto import blind, derive_secret
-from node.ecash.keysets import SCAN_WINDOW, AcceptedMint, Keysets
+from node.ecash.crossing import ABANDON_AFTER_S
+from node.ecash.keysets import AcceptedMint, Keysets
 from node.ecash.mint import MintClient, MintError, MintUnknown, State
+from node.ecash.search import GAP, Search
 from node.errors import MintUnreachable
 from node.ports import ReconcileStore, WalletStore
 
 log = structlog.get_logger()
 
-EMPTY_WINDOWS = 25
-"""Windows of SCAN_WINDOW counters without a coin before the search after a restore ends: failed
-operations leave gaps."""
+IN_FLIGHT = 200
+"""Counters beyond the last signed one that requests may still be using."""
+WATCH_COUNTERS_S = ABANDON_AFTER_S
+"""How long skipped counters are looked at after the last moment at which anything was pending."""
+LOOK_S = (10.0, 300.0)
+"""Shortest and longest pause between two looks at them; it doubles."""
+_LOAD = 20
+"""A pause is at least so many times as long as the look before it."""
 BATCH = 100
 """Coins in one question to a mint."""
 MAX_QUESTIONS = 4
@@ -112,6 +128,7 @@ class Reconciler:
     Args:
         mints: the allowlist, by normalised URL.
         seed: NUT-13 seed of our secrets.
+        gap: counters in a row without a coin before the search ends.
     """
 
     def __init__(
@@ -121,12 +138,14 @@ class Reconciler:
         mints: Mapping[str, AcceptedMint],
         keysets: Keysets,
         seed: bytes,
+        gap: int = GAP,
     ) -> None:
         self._store = store
         self._journal = journal
         self._mints = mints
         self._keysets = keysets
-        self._seed = seed
+        self._search = Search(seed, gap)
+        self._looks: dict[str, tuple[float, float]] = {}  # mint → (when, the pause before it)
         self.waiting: set[str] = set()
         """Mints out of use until they are checked."""
 
@@ -139,22 +158,24 @@ class Reconciler:
         return unchecked
 
     async def run(self) -> list[Outcome]:
-        """Check every unchecked mint and ask again for parked coins; mints in parallel.
+        """Check every unchecked mint, and look again at parked coins and watched counters.
 
-        Drive recovery before it. An empty list: nothing is left to do.
+        Mints in parallel. Drive recovery before it. An empty list: nothing is to be asked now.
         """
         unchecked = await self._store.unchecked(list(self._mints))
-        parked = [
-            mint
-            for mint in await self._store.parked()
-            if mint in self._mints and mint not in unchecked
-        ]
+        parked = await self._store.parked()
+        due = [mint for mint in await self._store.watched() if self._is_due(mint)]
+        again = [mint for mint in dict.fromkeys((*parked, *due)) if mint in self._mints]
         outcomes = await asyncio.gather(
             *(self._guarded(mint, whole=True) for mint in unchecked),
-            *(self._guarded(mint, whole=False) for mint in parked),
+            *(self._guarded(mint, whole=False) for mint in again if mint not in unchecked),
         )
-        await self._store.finish(list(self._mints))
+        if unchecked:
+            await self._store.finish(list(self._mints))
         return outcomes
+
+    def _is_due(self, mint: str) -> bool:
+        return mint not in self._looks or self._looks[mint][0] <= time.monotonic()
 
     async def _guarded(self, mint: str, *, whole: bool) -> Outcome:
         try:
@@ -165,6 +186,8 @@ class Reconciler:
         if outcome.status == "checked":
             self._keysets.unblock(mint)
             self.waiting.discard(mint)
+        if not whole and outcome.status == "checked" and not (outcome.lost or outcome.found):
+            return outcome  # once more nothing new
         event = "coins_lost" if outcome.lost else "coins_reconciled"
         (log.error if outcome.lost else log.info)(
             event,
@@ -185,90 +208,91 @@ class Reconciler:
             if operation.mint == mint and await self._signed(client, operation):
                 return Outcome(mint, "waits", f"operation {operation.id} is not finished yet")
         await self._keysets.refresh(mint)
-        found: list[FoundCoin] = []
+        found: dict[str, FoundCoin] = {}
         counters: dict[str, int] = {}
         for keyset in list(self._keysets.of(mint).values()):
             if keyset.unit in self._mints[mint].units:
-                counters[keyset.id] = await self._scan(client, keyset, found)
+                for free in await self._store.free(keyset.id):
+                    await self._search.within(client, free, keyset, found)
+                first = await self._store.counter(keyset.id)
+                clear = await self._search.forward(client, keyset, first, found)
+                counters[keyset.id] = clear + IN_FLIGHT
         coins = await self._store.coins(mint)
-        states = await coin_states(client, [*(c.y for c in coins), *(c.y for c in found)])
-        settled = await self._settle(
-            mint,
-            states,
-            [coin.y for coin in coins],
-            [coin for coin in found if states[coin.y] == "UNSPENT"],
-            counters,
-        )
-        pending = sum(states[coin.y] == "PENDING" for coin in coins)
-        return Outcome(mint, "checked", "", settled.lost, settled.found, pending)
+        states = await coin_states(client, [*(coin.y for coin in coins), *found])
+        outcome = await self._settle(mint, states, [c.y for c in coins], found, counters=counters)
+        self._looks[mint] = time.monotonic() + LOOK_S[0], LOOK_S[0]
+        return outcome
 
     async def _ask_again(self, mint: str) -> Outcome:
-        """Parked coins of a mint that is checked otherwise."""
-        ys = [coin.y for coin in await self._store.coins(mint) if coin.parked]
-        states = await coin_states(self._mints[mint].client, ys)
-        settled = await self._settle(mint, states, ys, [], None)
-        pending = sum(state == "PENDING" for state in states.values())
-        return Outcome(mint, "checked", "", settled.lost, settled.found, pending)
+        """Parked coins and watched counters of a mint that is checked otherwise."""
+        client = self._mints[mint].client
+        began = time.monotonic()
+        parked = [coin.y for coin in await self._store.coins(mint) if coin.parked]
+        states = await coin_states(client, parked)
+        decided = any(state != "PENDING" for state in states.values())
+        ranges: Sequence[CounterRange] = ()
+        found: dict[str, FoundCoin] = {}
+        if decided or self._is_due(mint):
+            ranges = await self._store.ranges(mint)
+        if any(part.keyset_id not in self._keysets.of(mint) for part in ranges):
+            await self._keysets.refresh(mint)
+        known = self._keysets.of(mint)
+        ranges = [part for part in ranges if part.keyset_id in known]
+        for part in ranges:
+            await self._search.within(client, part, known[part.keyset_id], found)
+        new = await self._store.unknown(list(found))
+        found = {y: coin for y, coin in found.items() if y in new}
+        states |= await coin_states(client, list(found))
+        outcome = await self._settle(mint, states, parked, found, decided=decided, ranges=ranges)
+        if ranges:
+            now = time.monotonic()
+            pause = LOOK_S[0] if decided else min(LOOK_S[1], 2 * self._pause(mint))
+            self._looks[mint] = now + max(pause, _LOAD * (now - began)), pause
+        return outcome
+
+    def _pause(self, mint: str) -> float:
+        return self._looks[mint][1] if mint in self._looks else LOOK_S[0] / 2
 
     async def _settle(
         self,
         mint: str,
         states: Mapping[str, State],
         ys: Sequence[str],
-        found: Sequence[FoundCoin],
-        counters: Mapping[str, int] | None,
-    ) -> Settled:
-        return await self._store.settle(
+        found: Mapping[str, FoundCoin],
+        *,
+        counters: Mapping[str, int] | None = None,
+        decided: bool = False,
+        ranges: Sequence[CounterRange] = (),
+    ) -> Outcome:
+        """Book what the mint said.
+
+        Args:
+            ys: coins that the database knows; ``found``: those that it does not.
+            counters: where to go on, when the mint was checked as a whole.
+            decided: something that was pending is not any more, so change may follow.
+            ranges: watched counters that were looked at.
+        """
+        pending = sum(states[y] == "PENDING" for y in (*ys, *found))
+        settled = await self._store.settle(
             mint,
             spent=[y for y in ys if states[y] == "SPENT"],
             pending=[y for y in ys if states[y] == "PENDING"],
             unspent=[y for y in ys if states[y] == "UNSPENT"],
-            found=found,
+            found=[coin for y, coin in found.items() if states[y] == "UNSPENT"],
             counters=counters,
+            watch_s=WATCH_COUNTERS_S if pending or decided or counters is not None else 0,
+            looked_at=ranges,
         )
+        return Outcome(mint, "checked", "", settled.lost, settled.found, pending)
 
     async def _signed(self, client: MintClient, operation: Operation) -> bool:
         """Whether the mint has done what recovery has still to book: it signed the outputs.
 
         Some signatures over those of a failed operation say only that its counters were used.
         """
-        messages = [
-            self._coin(output.keyset_id, output.counter, output.amount)[0]
+        outputs = [
+            self._search.coin(output.keyset_id, output.counter, output.amount)
             for output in operation.outputs
         ]
-        signed = len(await client.restore(messages)) if messages else 0
-        return signed == len(messages) > 0 if operation.state == "failed" else signed > 0
-
-    async def _scan(self, client: MintClient, keyset: Keyset, found: list[FoundCoin]) -> int:
-        """Collect the coins signed at counters we have not used; the first counter after them."""
-        first = await self._store.counter(keyset.id)
-        empty = 0
-        while True:
-            window = []
-            start = first + empty * SCAN_WINDOW
-            for counter in range(start, start + SCAN_WINDOW):
-                window.append(self._coin(keyset.id, counter, 1))
-                if len(window) % 50 == 0:
-                    await asyncio.sleep(0)  # the loop has others to serve
-            index = {message.b_: number for number, (message, _, _) in enumerate(window)}
-            restored = await client.restore([message for message, _, _ in window])
-            if not restored:
-                empty += 1
-                if empty == EMPTY_WINDOWS:
-                    return first
-                continue
-            empty = 0
-            if not keyset.keys:
-                keyset = await client.keys(keyset.id)
-            for message, signature in restored:
-                if not signature.amount:
-                    continue  # a blank output of NUT-08 that got nothing
-                _, secret, r = window[index[message.b_]]
-                named = BlindedMessage(signature.amount, keyset.id, message.b_)
-                ((y, proof),) = unblind_coins(keyset, [(named, secret, r)], [signature])
-                found.append(FoundCoin(y, keyset.unit, proof))
-            first = start + 1 + max(index[message.b_] for message, _ in restored)
-
-    def _coin(self, keyset_id: str, counter: int, amount: int) -> Coin:
-        secret, r = derive_secret(self._seed, keyset_id, counter)
-        return BlindedMessage(amount, keyset_id, blind(secret, r)), secret, r
+        signed = await self._search.signed(client, outputs)
+        return signed == len(outputs) > 0 if operation.state == "failed" else signed > 0

@@ -25,6 +25,7 @@ from node.ecash.gate import Gate, PaymentTerms
 from node.ecash.keysets import AcceptedMint, Keysets
 from node.ecash.mint import MintError
 from node.ecash.reconcile import Reconciler
+from node.ecash.search import GAP
 from node.ecash.token import parse_token
 from node.errors import (
     ERRORS,
@@ -97,9 +98,13 @@ class Wallet:
         """The keyset for new coins of a mint. Raises MintUnreachable."""
         return await self._keysets.active(mint, unit)
 
-    def reconciler(self, store: ReconcileStore) -> Reconciler:
-        """What checks this wallet's coins against the mints after a restore."""
-        return Reconciler(store, self._store, self._mints, self._keysets, self._seed)
+    def reconciler(self, store: ReconcileStore, gap: int = GAP) -> Reconciler:
+        """What checks this wallet's coins against the mints after a restore.
+
+        Args:
+            gap: counters in a row without a coin before the search for coins ends.
+        """
+        return Reconciler(store, self._store, self._mints, self._keysets, self._seed, gap)
 
     def circuits(self) -> dict[str, Circuit]:
         """The state of each mint, by URL."""
@@ -124,24 +129,29 @@ class Wallet:
 
     async def receive(
         self,
-        text: str,
+        token: Token,
         into: NewAccount | int,
         *,
         at_least: Msat = _NOTHING,
         on_begun: Callable[[], None] | None = None,
+        on_credit: Callable[[int], None] | None = None,
     ) -> Operation:
         """Redeem a token into an account (id) or a new one; returns the finished operation.
 
         Args:
+            token: that ``accept`` gave.
             at_least: what the token must be worth after the mint's fee, else it is not touched.
             on_begun: called once a token that never was here before is claimed and journalled,
                 when all that is left is to wait for the mint.
+            on_credit: called with the account's id when its credit is queued to be written:
+                what is queued by it shares the commit. Not called when that has begun before,
+                nor once this call has ended.
 
         Asking again with the same token for the same purpose gives the same operation. Raises
-        TokenMalformed, MintNotAccepted, MintFull, FeesExceedAmount, InsufficientBalance,
-        TokenAlreadySpent, MintUnreachable, Pending.
+        TokenMalformed, MintFull, FeesExceedAmount, InsufficientBalance, TokenAlreadySpent,
+        MintUnreachable, Pending.
         """
-        admitted = await self._gate.admit(self.accept(text))
+        admitted = await self._gate.admit(token)
         token = admitted.token
         fee = input_fee(token.proofs, self._keysets.fees(token.mint))
         if token.amount <= fee:
@@ -169,12 +179,20 @@ class Wallet:
             fresh = operation.id == operation_id
             if fresh and on_begun is not None:
                 on_begun()
-            operation = await self._finish(operation, fresh=fresh)
+            operation = await self._finish_receive(operation, fresh, on_credit)
             if operation.state == "done":
                 return operation
             if operation.error != START_AGAIN:
                 raise _refusal(operation)
         raise MintUnreachable(retry_after_s=PENDING_RETRY_S)
+
+    async def _finish_receive(
+        self, operation: Operation, fresh: bool, on_credit: Callable[[int], None] | None
+    ) -> Operation:
+        if on_credit is None or not fresh:
+            return await self._finish(operation, fresh=fresh)
+        with self._crossing.on_credit(operation.id, on_credit):
+            return await self._finish(operation, fresh=fresh)
 
     def payment_request(self, amount: Msat) -> str | None:
         """A request (NUT-24) for a token worth ``amount``; None when no mint is accepted."""
@@ -262,6 +280,27 @@ class Wallet:
             return Closed(closed.cost, closed.dust, None, open=True)
         return Closed(closed.cost, closed.dust, change)
 
+    async def refill(self) -> int:
+        """Swap coins of ours for small ones where change would soon need a mint.
+
+        Only while no crossing is under way: it must not stand in anybody's way. Returns how many
+        swaps were made; what has no outcome yet is left to recovery.
+        """
+        made = 0
+        for source in self.sources():
+            if self._driving:
+                break
+            operation = await self._store.begin_refill(uuid.uuid4().hex, source)
+            if operation is None:
+                continue
+            try:
+                finished = await self._finish(operation, fresh=True)
+            except Pending:
+                continue
+            made += finished.state == "done"
+            log.info("inventory_refilled", mint=source.mint, state=finished.state)
+        return made
+
     def _blame_mints(self, only: str | None) -> None:
         """Raises MintUnreachable when a mint that does not answer may have what is missing."""
         for url, mint in self._mints.items():
@@ -325,6 +364,7 @@ class Wallet:
 
         results = await asyncio.gather(*map(drive, await self._store.open_operations()))
         watched = await self._store.failed_unknown(WATCH_S)
+        watched += await self._crossing.watched(WATCH_S)
         for outcome in await asyncio.gather(*map(look, watched), return_exceptions=True):
             if isinstance(outcome, Exception) and not isinstance(outcome, MintError):
                 raise outcome

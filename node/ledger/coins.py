@@ -1,4 +1,4 @@
-"""Rows of the inventory: coins, denominations in stock, NUT-13 counters."""
+"""Rows of the inventory: coins, and the denominations in stock."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import json
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from node.core.accounts import FoundCoin, Operation, Output, Source
 from node.core.denominations import pick_covering
 from node.core.ecash import Dleq, Proof
 from node.core.money import Msat, ceil_div, to_msat
+from node.ledger.counters import allocate
 
 
 def exposure(conn: sqlite3.Connection, mint: str) -> Msat:
@@ -39,40 +40,12 @@ class Cover:
 def with_counters(
     conn: sqlite3.Connection, keyset_id: str, amounts: Sequence[tuple[int, bool]]
 ) -> tuple[Output, ...]:
-    """Outputs for (amount, keep) with fresh counters of a keyset."""
-    first = next_counter(conn, keyset_id)
-    advance_counter(conn, keyset_id, first + len(amounts))
+    """Outputs for (amount, keep) with counters of a keyset that were never used."""
+    counters = allocate(conn, keyset_id, len(amounts))
     return tuple(
-        Output(amount, keyset_id, first + index, keep)
-        for index, (amount, keep) in enumerate(amounts)
+        Output(amount, keyset_id, counter, keep)
+        for counter, (amount, keep) in zip(counters, amounts, strict=True)
     )
-
-
-def next_counter(conn: sqlite3.Connection, keyset_id: str) -> int:
-    """The first counter of a keyset that was never used."""
-    row = conn.execute("SELECT next FROM counters WHERE keyset_id = ?", (keyset_id,)).fetchone()
-    return 0 if row is None else int(row["next"])
-
-
-def advance_counter(conn: sqlite3.Connection, keyset_id: str, to: int) -> None:
-    """Use no counter below ``to`` again."""
-    conn.execute(
-        "INSERT INTO counters VALUES (?1, ?2)"
-        " ON CONFLICT (keyset_id) DO UPDATE SET next = MAX(next, ?2)",
-        (keyset_id, to),
-    )
-
-
-def give_back_counters(conn: sqlite3.Connection, operation: Operation) -> None:
-    """Free the counters of an operation, and forget its outputs, if they are the last ones."""
-    first = min(output.counter for output in operation.outputs)
-    keyset_id = operation.outputs[0].keyset_id
-    freed = conn.execute(
-        "UPDATE counters SET next = ? WHERE keyset_id = ? AND next = ?",
-        (first, keyset_id, first + len(operation.outputs)),
-    )
-    if freed.rowcount:
-        conn.execute("UPDATE operations SET outputs = '[]' WHERE id = ?", (operation.id,))
 
 
 def stock(
@@ -89,6 +62,21 @@ def stock(
     }
 
 
+def spare(conn: sqlite3.Connection, mint: str, unit: str) -> Msat:
+    """What our sound coins there are worth beyond the balances of those who paid with such coins.
+
+    Only that may go to others: whose coins are given away cannot be given change.
+    """
+    coins = stock(conn, mint, unit, suspect=False)
+    held = to_msat(sum(amount * count for amount, count in coins.items()), unit)
+    row = conn.execute(
+        "SELECT COALESCE(SUM(balance_msat), 0) AS owed FROM accounts"
+        " WHERE mint = ? AND unit = ? AND balance_msat > 0",
+        (mint, unit),
+    ).fetchone()
+    return Msat(held - row["owed"])
+
+
 def cover(
     conn: sqlite3.Connection, source: Source, amount: int, held: Mapping[int, int]
 ) -> Cover | None:
@@ -98,11 +86,16 @@ def cover(
         picked = pick_covering(amount + fee, held)
         if picked is None:
             return None
-        rows = _rows(conn, source, picked, suspect=True)
-        needed = ceil_div(sum(source.fee_ppk.get(row["keyset_id"], 0) for row in rows), 1000)
-        if sum(row["amount"] for row in rows) >= amount + needed:
+        needed = swap_fee(conn, source, picked)
+        if sum(d * count for d, count in picked.items()) >= amount + needed:
             return Cover(picked, needed)
         fee = needed
+
+
+def swap_fee(conn: sqlite3.Connection, source: Source, picked: Mapping[int, int]) -> int:
+    """What the mint takes for swapping the picked coins (NUT-02), in its unit."""
+    rows = _rows(conn, source, picked, suspect=True)
+    return ceil_div(sum(source.fee_ppk.get(row["keyset_id"], 0) for row in rows), 1000)
 
 
 def take(
@@ -166,7 +159,7 @@ def store_coins(
                 proof.amount,
                 proof.secret,
                 proof.c,
-                "" if proof.dleq is None else json.dumps(asdict(proof.dleq)),
+                _dleq(proof),
                 state,
                 operation.id,
                 now,
@@ -174,6 +167,12 @@ def store_coins(
             for y, proof in coins
         ],
     )
+
+
+def _dleq(proof: Proof) -> str:
+    """As the column holds it."""
+    dleq = proof.dleq
+    return "" if dleq is None else json.dumps({"e": dleq.e, "s": dleq.s, "r": dleq.r})
 
 
 def store_loose_coin(conn: sqlite3.Connection, mint: str, coin: FoundCoin) -> bool:
@@ -193,7 +192,7 @@ def store_loose_coin(conn: sqlite3.Connection, mint: str, coin: FoundCoin) -> bo
             proof.amount,
             proof.secret,
             proof.c,
-            "" if proof.dleq is None else json.dumps(asdict(proof.dleq)),
+            _dleq(proof),
             "found",
             int(time.time()),
         ),

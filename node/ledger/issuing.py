@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from node.core.accounts import Closed, IssueRequest, Operation, Source
-from node.core.denominations import pick_exact, plan_outputs, split
+from node.core.denominations import pick_exact, plan_outputs, plan_refill, split
 from node.core.ecash import Proof
+from node.core.lightning import OPERATOR
 from node.core.money import Msat, to_msat, whole_units
 from node.errors import IdempotencyConflict, InsufficientBalance, InvalidValue, MintLiquidity
 from node.ledger.accounts import read_balance
-from node.ledger.books import Book, transfer
-from node.ledger.coins import Cover, cover, stock, take, with_counters
+from node.ledger.books import OWN, Book, transfer
+from node.ledger.coins import Cover, cover, spare, stock, swap_fee, take, with_counters
 from node.ledger.operations import insert_operation, operation_from
 
 Serialize = Callable[[str, str, Sequence[Proof]], str]
@@ -37,7 +38,8 @@ class Issuer:
     ) -> Operation:
         """A token from the account: done, or an intent to swap for its coins.
 
-        The account's own mint and unit come first, then the sources in their order. Raises
+        The account's own mint and unit come first, then the sources in their order, which give
+        what is not owed to those who paid with coins of theirs. Raises
         InsufficientBalance, InvalidValue, MintLiquidity, and IdempotencyConflict when the
         request key was used for another amount.
         """
@@ -56,6 +58,10 @@ class Issuer:
             if amount == 0:
                 continue
             too_small = False
+            if (source.mint, source.unit) != own and to_msat(amount, source.unit) > spare(
+                conn, source.mint, source.unit
+            ):
+                continue
             if request.amount is not None and to_msat(amount, source.unit) != wanted:
                 raise InvalidValue(f"a token of this mint carries whole {source.unit}s only")
             operation = self._from(conn, request, source, amount, balance.free)
@@ -156,6 +162,47 @@ class Issuer:
         transfer(conn, request.account_id, Book.TRANSIT, in_transit(operation), f"op:{base.id}")
         return operation
 
+    def refill(
+        self, conn: sqlite3.Connection, operation_id: str, source: Source
+    ) -> Operation | None:
+        """An intent to swap coins of ours for the small ones that change will need.
+
+        None while there are enough, when one is under way, and when the coins, the keyset or
+        the earnings for the mint's fee are missing.
+        """
+        if source.keyset is None or _refilling(conn, source):
+            return None
+        ready = stock(conn, source.mint, source.unit, suspect=False)
+        held = stock(conn, source.mint, source.unit)
+        reserve = 0
+        while True:
+            plan = plan_refill(ready, held, reserve)
+            if plan is None:
+                return None
+            fee = swap_fee(conn, source, plan.inputs)
+            if fee <= reserve:
+                break
+            reserve = fee  # it only grows, until it is covered or nothing covers it
+        if not self._affords(conn, to_msat(fee, source.unit)):
+            return None
+        ys, inputs = take(conn, source, plan.inputs, operation_id, "reserved")
+        got = sum(proof.amount for proof in inputs) - fee
+        amounts = sorted([*plan.wanted, *split(got - sum(plan.wanted))])
+        operation = Operation(
+            id=operation_id,
+            kind="send",
+            state="intent",
+            account_id=OPERATOR,
+            mint=source.mint,
+            unit=source.unit,
+            amount=got,
+            fee=fee,
+            inputs=tuple(inputs),
+            outputs=with_counters(conn, source.keyset.id, [(amount, True) for amount in amounts]),
+        )
+        insert_operation(conn, operation, ys, None)
+        return operation
+
     def recount(self) -> None:
         """The node's earnings were spent elsewhere: count them before the next fee."""
         self._earned_msat, self._counted_at = 0, -RECOUNT_S
@@ -171,9 +218,26 @@ class Issuer:
         return True
 
 
+def is_refill(operation: Operation) -> bool:
+    """Whether it swaps coins of ours for others of ours, and gives nothing out."""
+    return operation.kind == "send" and operation.account_id == OPERATOR
+
+
 def in_transit(operation: Operation) -> Msat:
     """What a send under way has taken off its account: its value and what it pays of the fee."""
+    if is_refill(operation):
+        return Msat(0)
     return Msat(operation.value + to_msat(operation.surcharge, operation.unit))
+
+
+def _refilling(conn: sqlite3.Connection, source: Source) -> bool:
+    """Whether a refill is under way there."""
+    row = conn.execute(
+        "SELECT 1 FROM operations WHERE state = 'intent' AND kind = 'send' AND account_id = ?"
+        " AND mint = ? AND unit = ?",
+        (OPERATOR, source.mint, source.unit),
+    ).fetchone()
+    return row is not None
 
 
 def _known(conn: sqlite3.Connection, request: IssueRequest) -> Operation | None:
@@ -206,9 +270,10 @@ def _less_fee(
 
 
 def _earned(conn: sqlite3.Connection) -> int:
+    own = ", ".join(str(int(book)) for book in OWN)
     row = conn.execute(
-        "SELECT COALESCE((SELECT SUM(amount_msat) FROM transfers WHERE destination IN (?1, ?2)), 0)"
-        " - COALESCE((SELECT SUM(amount_msat) FROM transfers WHERE source IN (?1, ?2)), 0)",
-        (int(Book.REVENUE), int(Book.DUST)),
+        "SELECT"  # noqa: S608
+        f" COALESCE((SELECT SUM(amount_msat) FROM transfers WHERE destination IN ({own})), 0)"
+        f" - COALESCE((SELECT SUM(amount_msat) FROM transfers WHERE source IN ({own})), 0)"
     ).fetchone()
     return int(row[0])

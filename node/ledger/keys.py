@@ -50,6 +50,10 @@ from node.ledger.database import Database
 
 MAX_CHILDREN = 1000
 """Live child keys of one account, at most."""
+RESTORED_AT = "restored_at"
+"""Key in ``meta``: unix seconds at which this database was last restored from a backup."""
+_MAX_DOUBLINGS = 20
+_ANY = Msat(1)
 
 
 class SqliteKeys:
@@ -148,19 +152,57 @@ class SqliteKeys:
         await self._db.write(work)
         self._forget(hashed)
 
-    async def to_refund(self, limit: int) -> list[tuple[int, str]]:
-        """(id, refund address) of expired accounts that have money nobody is using."""
+    async def to_refund(self, limit: int, floor: Msat = _ANY) -> list[tuple[int, str]]:
+        """(id, refund address) of expired accounts that are to be refunded now.
+
+        Those with ``floor`` msat or more, of which nothing is under way, that were not tried a
+        moment ago. Those that had expired when the database came from a backup are left out: a
+        refund made after the backup would be made again.
+        """
         now = int(self._clock())
         rows = await self._db.read(
             lambda conn: conn.execute(
-                "SELECT account_id, refund_address FROM account_terms t"
-                " JOIN accounts a ON a.id = t.account_id WHERE refund_address IS NOT NULL"
-                " AND expires_at <= ? AND balance_msat > 0 AND held_msat = 0"
-                " ORDER BY expires_at LIMIT ?",
-                (now, limit),
+                "SELECT t.account_id, refund_address FROM account_terms t"
+                " JOIN accounts a ON a.id = t.account_id"
+                " LEFT JOIN refunds r ON r.account_id = t.account_id"
+                " WHERE refund_address IS NOT NULL AND expires_at <= ?1"
+                " AND expires_at > COALESCE((SELECT CAST(value AS INTEGER) FROM meta"
+                "  WHERE key = ?4), 0)"
+                " AND balance_msat >= ?2 AND held_msat = 0 AND COALESCE(r.next_at, 0) <= ?1"
+                " AND NOT EXISTS (SELECT 1 FROM operations o"
+                "  WHERE o.account_id = t.account_id AND o.state = 'intent')"
+                " ORDER BY COALESCE(r.next_at, expires_at) LIMIT ?3",
+                (now, floor, limit, RESTORED_AT),
             ).fetchall()
         )
         return [(row["account_id"], row["refund_address"]) for row in rows]
+
+    async def count_try(self, account_id: int, first_s: float, most_s: float) -> None:
+        """A refund is tried now; the next one after a pause that doubles with every try.
+
+        Args:
+            first_s: the first pause.
+            most_s: the longest.
+        """
+
+        def work(conn: sqlite3.Connection) -> None:
+            row = conn.execute(
+                "SELECT tries FROM refunds WHERE account_id = ?", (account_id,)
+            ).fetchone()
+            tries = 0 if row is None else row["tries"]
+            pause_s = min(most_s, first_s * 2 ** min(tries, _MAX_DOUBLINGS))
+            next_at = int(self._clock() + pause_s)
+            conn.execute(
+                "INSERT OR REPLACE INTO refunds VALUES (?, ?, ?)", (account_id, tries + 1, next_at)
+            )
+
+        await self._db.write(work)
+
+    async def forget_tries(self, account_id: int) -> None:
+        """A refund was made: the next one need not wait."""
+        await self._db.write(
+            lambda conn: conn.execute("DELETE FROM refunds WHERE account_id = ?", (account_id,))
+        )
 
 
 # -- in a transaction of the caller ----------------------------------------------------------

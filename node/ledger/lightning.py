@@ -11,6 +11,7 @@
 | finish mint   | our new coins, IN → account, invoice paid, done                              |
 | fail mint     | the invoice forgets the operation                                            |
 | forget        | an invoice nobody paid, with the account it would have opened                |
+| after restore | its ecash was taken in a past that was forgotten: node/ledger/claims.py      |
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ from node.core.accounts import NewAccount, Operation
 from node.core.denominations import plan_outputs
 from node.core.ecash import Keyset, Proof
 from node.core.lightning import Invoice, NewInvoice, Room
-from node.core.money import Msat
-from node.errors import RateLimitExceeded
+from node.core.money import Msat, to_msat
+from node.errors import MintFull, RateLimitExceeded
 from node.ledger.books import Book, transfer
+from node.ledger.claims import credit_invoice
 from node.ledger.coins import exposure, stock, store_coins, with_counters
+from node.ledger.counters import disown
 from node.ledger.operations import (
     insert_operation,
     load_operation,
@@ -54,17 +57,25 @@ class SqliteLightningStore(SqlitePayoutStore):
     def open_invoice(
         self, new: NewInvoice, into: NewAccount | int, room: Room
     ) -> asyncio.Future[Invoice]:
-        """Store an invoice, and the account that it is to open.
+        """Store an invoice, and the account that it is to open; the one that has its hash already.
 
         Args:
             into: the account it tops up, or the one that it opens.
             room: how many there may be.
 
-        Raises RateLimitExceeded.
+        Raises RateLimitExceeded, MintFull when its payment, and those of the other unpaid
+        invoices, were more than may be held of the mint.
         """
 
         def work(conn: sqlite3.Connection) -> Invoice:
+            known = conn.execute("SELECT * FROM invoices WHERE hash = ?", (new.hash,)).fetchone()
+            if known is not None:
+                return _invoice(known)
             _check_room(conn, new.peer, room)
+            if new.max_balance is not None and (
+                _promised(conn, new.mint) + to_msat(new.amount, new.unit) > new.max_balance
+            ):
+                raise MintFull("this node holds as much money as it wants to; ask for less")
             account_id = (
                 into if isinstance(into, int) else open_account(conn, into, new.mint, new.unit)
             )
@@ -126,8 +137,8 @@ class SqliteLightningStore(SqlitePayoutStore):
         return self._db.write(work)
 
     async def exposure(self, mint: str) -> Msat:
-        """What we would lose with a mint."""
-        return await self._db.read(lambda conn: exposure(conn, mint))
+        """What we would lose with a mint once its unpaid invoices were paid."""
+        return await self._db.read(lambda conn: _promised(conn, mint))
 
     # -- mint ------------------------------------------------------------------------------
 
@@ -190,11 +201,19 @@ class SqliteLightningStore(SqlitePayoutStore):
 
         return self._db.write(work)
 
-    def fail_mint(self, operation: Operation, error: str) -> asyncio.Future[None]:
-        """Nothing came of it: the invoice may be taken up anew. Idempotent."""
+    def fail_mint(
+        self, operation: Operation, error: str, *, used: bool = False
+    ) -> asyncio.Future[None]:
+        """Nothing came of it: the invoice may be taken up anew. Idempotent.
+
+        Args:
+            used: the mint had signed outputs before; then the coins are looked for.
+        """
 
         def work(conn: sqlite3.Connection) -> None:
             if move(conn, operation.id, "failed"):
+                if used:
+                    disown(conn, operation, int(time.time()))
                 set_error(conn, operation, error)
                 conn.execute(
                     "UPDATE invoices SET operation_id = NULL"
@@ -204,16 +223,42 @@ class SqliteLightningStore(SqlitePayoutStore):
 
         return self._db.write(work)
 
-    async def failed_mints(self, mint: str, quote: str) -> list[Operation]:
-        """Failed operations over a quote."""
+    async def ended_mints(self, mint: str, quote: str) -> list[Operation]:
+        """Operations over a quote that are under way no more: failed, or done since."""
         rows = await self._db.read(
             lambda conn: conn.execute(
-                "SELECT * FROM operations WHERE kind = 'mint' AND state = 'failed'"
+                "SELECT * FROM operations WHERE kind = 'mint' AND state <> 'intent'"
                 " AND mint = ? AND quote = ?",
                 (mint, quote),
             ).fetchall()
         )
         return [operation_from(row) for row in rows]
+
+    def credit_restored(
+        self, mint: str, quote: str, operation: Operation | None, error: str
+    ) -> asyncio.Future[bool]:
+        """Credit an invoice whose ecash we took before the database was restored from a backup.
+
+        Whether it is paid. Arguments as for ``node.ledger.claims.credit_invoice``.
+        """
+        operation_id = None if operation is None else operation.id
+
+        def work(conn: sqlite3.Connection) -> bool:
+            self._wallet.recount()
+            return credit_invoice(conn, mint, quote, operation_id, error)
+
+        return self._db.write(work)
+
+
+def _promised(conn: sqlite3.Connection, mint: str) -> Msat:
+    """What we would lose with a mint once its unpaid invoices were paid: nobody can refuse that."""
+    rows = conn.execute(
+        "SELECT unit, SUM(amount) AS total FROM invoices WHERE mint = ? AND state = 'pending'"
+        " AND operation_id IS NULL AND expires_at > ? GROUP BY unit",
+        (mint, int(time.time())),
+    ).fetchall()
+    unpaid = sum(to_msat(row["total"], row["unit"]) for row in rows)
+    return Msat(exposure(conn, mint) + unpaid)
 
 
 def _check_room(conn: sqlite3.Connection, peer: str, room: Room) -> None:

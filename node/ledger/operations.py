@@ -6,7 +6,6 @@ import json
 import sqlite3
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from node.core.accounts import NewAccount, Operation, Output
@@ -14,6 +13,27 @@ from node.core.ecash import Dleq, Proof, Token
 from node.errors import InvalidValue, TokenAlreadySpent
 from node.ledger.books import FIRST_ACCOUNT
 from node.ledger.keys import store_terms
+
+
+def _proof_row(proof: Proof) -> dict[str, Any]:
+    dleq = proof.dleq
+    return {
+        "keyset_id": proof.keyset_id,
+        "amount": proof.amount,
+        "secret": proof.secret,
+        "c": proof.c,
+        "witness": proof.witness,
+        "dleq": None if dleq is None else {"e": dleq.e, "s": dleq.s, "r": dleq.r},
+    }
+
+
+def _output_row(output: Output) -> dict[str, Any]:
+    return {
+        "amount": output.amount,
+        "keyset_id": output.keyset_id,
+        "counter": output.counter,
+        "keep": output.keep,
+    }
 
 
 def _proof_from(data: dict[str, Any]) -> Proof:
@@ -46,8 +66,8 @@ def insert_operation(
             operation.amount,
             operation.fee,
             operation.surcharge,
-            json.dumps([asdict(proof) for proof in operation.inputs]),
-            json.dumps([asdict(output) for output in operation.outputs]),
+            json.dumps([_proof_row(proof) for proof in operation.inputs]),
+            json.dumps([_output_row(output) for output in operation.outputs]),
             operation.token,
             now,
             now,
@@ -86,13 +106,17 @@ def load_operation(conn: sqlite3.Connection, operation_id: str) -> Operation:
     )
 
 
-def failed_sharing(conn: sqlite3.Connection, operation_id: str) -> list[Operation]:
-    """Failed operations that have an input in common with this one."""
+def ended_sharing(conn: sqlite3.Connection, operation_id: str) -> list[Operation]:
+    """Operations that had failed when this one began, and have an input in common with it.
+
+    Those that gave coins of ours out without a swap are none of them.
+    """
     rows = conn.execute(
         "SELECT DISTINCT o.* FROM operation_inputs mine"
         " JOIN operation_inputs theirs ON theirs.y = mine.y"
         " JOIN operations o ON o.id = theirs.operation_id"
-        " WHERE mine.operation_id = ?1 AND o.id <> ?1 AND o.state = 'failed'",
+        " WHERE mine.operation_id = ?1 AND o.id <> ?1 AND o.state <> 'intent'"
+        " AND o.inputs <> '[]'",
         (operation_id,),
     ).fetchall()
     return [operation_from(row) for row in rows]
@@ -101,7 +125,10 @@ def failed_sharing(conn: sqlite3.Connection, operation_id: str) -> list[Operatio
 def move(conn: sqlite3.Connection, operation_id: str, to: str, *, of: str = "intent") -> bool:
     """Change the state from ``of`` to ``to``; False when it was another."""
     cursor = conn.execute(
-        "UPDATE operations SET state = ? WHERE id = ? AND state = ?", (to, operation_id, of)
+        "UPDATE operations SET state = ?1,"
+        " failed_at = CASE WHEN ?1 = 'failed' THEN ?4 ELSE failed_at END"
+        " WHERE id = ?2 AND state = ?3",
+        (to, operation_id, of, int(time.time())),
     )
     return cursor.rowcount == 1
 
@@ -117,13 +144,15 @@ def claimed(
     """The live operation that owns exactly these coins for this very purpose, if there is one.
 
     The coins must be the same to the last signature: a locked coin without its witness proves
-    nothing. Raises TokenAlreadySpent when one is in any other operation.
+    nothing. Coins that we gave out belong to whoever has them, and may come back as payment.
+    Raises TokenAlreadySpent when one is in any other operation.
     """
     marks = ", ".join("?" * len(ys))
     claims = conn.execute(
         "SELECT DISTINCT operation_id FROM operation_inputs i"  # noqa: S608
         f" JOIN operations o ON o.id = i.operation_id WHERE i.y IN ({marks})"
-        " AND o.state <> 'failed'",
+        " AND o.state <> 'failed' AND NOT EXISTS (SELECT 1 FROM proofs p"
+        " WHERE p.y = i.y AND p.operation_id = o.id AND p.state = 'issued')",
         tuple(ys),
     ).fetchall()
     if not claims:
@@ -183,6 +212,15 @@ def open_account(conn: sqlite3.Connection, new: NewAccount, mint: str, unit: str
         [(hashed, account_id, role) for hashed, role in roles.items()],
     )
     return account_id
+
+
+def calls_under_way(conn: sqlite3.Connection) -> int:
+    """Calls that will want change: being redeemed, or held for."""
+    row = conn.execute(
+        "SELECT (SELECT COUNT(*) FROM operations WHERE state = 'intent')"
+        " + (SELECT COUNT(*) FROM holds WHERE state = 'held')"
+    ).fetchone()
+    return int(row[0])
 
 
 def _abandoned(conn: sqlite3.Connection, account_id: int, kind: str) -> bool:

@@ -10,9 +10,10 @@ every mint have been checked (node/ecash/reconcile.py):
 | the mint says spent            | unspent → spent        | REVENUE → LOSS                        |
 | the mint says pending          | unspent → parked       |                                       |
 | the mint says unspent          | stays, suspect         |                                       |
-| signed after the backup, ours  | stored, suspect        | LOSS → REVENUE                        |
+| signed after the backup, ours  | stored, suspect        | LOSS → CLAIMS                         |
 
-A parked coin (state reserved, by no operation) is ours and out of use until the mint decides.
+A parked coin (state reserved, by no operation) is ours and out of use until the mint decides. What
+is in CLAIMS was paid for something that the backup does not know (node/ledger/claims.py).
 """
 
 from __future__ import annotations
@@ -22,12 +23,22 @@ import sqlite3
 import time
 from collections.abc import Collection, Mapping, Sequence
 
-from node.core.accounts import FoundCoin, Operation, OwnCoin, Settled
+from node.core.accounts import CounterRange, FoundCoin, Operation, OwnCoin, Settled
 from node.core.money import Msat, to_msat
 from node.ledger.books import Book, transfer
-from node.ledger.coins import advance_counter, next_counter, store_loose_coin
+from node.ledger.coins import store_loose_coin
+from node.ledger.counters import (
+    free_ranges,
+    next_counter,
+    skip,
+    unwatch,
+    watch_on,
+    watched_mints,
+    watched_ranges,
+)
 from node.ledger.database import Database
-from node.ledger.issuing import in_transit
+from node.ledger.issuing import in_transit, is_refill
+from node.ledger.keys import RESTORED_AT
 from node.ledger.operations import move
 
 _MARK = "restored"
@@ -37,8 +48,10 @@ _PARKED = "parked"
 
 def mark_restored(connection: sqlite3.Connection) -> None:
     """Let no coin be given out before its mint was asked. Idempotent; the caller commits."""
-    mark = {"at": int(time.time()), "checked": []}
+    now = int(time.time())
+    mark = {"at": now, "checked": []}
     connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (_MARK, json.dumps(mark)))
+    connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (RESTORED_AT, str(now)))
     connection.execute("UPDATE proofs SET suspect = 1 WHERE state IN ('unspent', 'reserved')")
 
 
@@ -49,6 +62,12 @@ def read_mark(connection: sqlite3.Connection) -> tuple[int, frozenset[str]] | No
         return None
     mark = json.loads(row[0])
     return int(mark["at"]), frozenset(mark["checked"])
+
+
+def restored_at(connection: sqlite3.Connection) -> int | None:
+    """When the database was last put back from a backup, in unix seconds; None: never."""
+    row = connection.execute("SELECT value FROM meta WHERE key = ?", (RESTORED_AT,)).fetchone()
+    return None if row is None else int(row[0])
 
 
 def own_coins(connection: sqlite3.Connection, mint: str) -> list[OwnCoin]:
@@ -91,7 +110,10 @@ def write_off(
     )
     reference = f"op:{operation.id}"
     transfer(connection, Book.TRANSIT, operation.account_id, in_transit(operation), reference)
-    connection.execute("UPDATE accounts SET state = 'open' WHERE id = ?", (operation.account_id,))
+    if not is_refill(operation):
+        connection.execute(
+            "UPDATE accounts SET state = 'open' WHERE id = ?", (operation.account_id,)
+        )
     lost = _change(connection, spent, "state = 'spent'")
     transfer(connection, Book.REVENUE, Book.LOSS, lost, reference)
 
@@ -134,8 +156,29 @@ class SqliteReconcileStore:
         return await self._db.read(lambda conn: own_coins(conn, mint))
 
     async def counter(self, keyset_id: str) -> int:
-        """The first counter of a keyset that this database has not used."""
+        """The first counter of a keyset above all that this database has used."""
         return await self._db.read(lambda conn: next_counter(conn, keyset_id))
+
+    async def free(self, keyset_id: str) -> list[CounterRange]:
+        """The counters below it that this database would use again."""
+        return await self._db.read(lambda conn: free_ranges(conn, keyset_id))
+
+    async def watched(self) -> list[str]:
+        """Mints of which counters are watched: they may have signed what no row tells of."""
+        return await self._db.read(watched_mints)
+
+    async def ranges(self, mint: str) -> list[CounterRange]:
+        """The counters of a mint that are watched."""
+        return await self._db.read(lambda conn: watched_ranges(conn, mint))
+
+    async def unknown(self, ys: Collection[str]) -> set[str]:
+        """Those of the coins (by Y) that no row tells of."""
+
+        def work(conn: sqlite3.Connection) -> set[str]:
+            found = "SELECT 1 FROM proofs WHERE y = ?"
+            return {y for y in ys if conn.execute(found, (y,)).fetchone() is None}
+
+        return await self._db.read(work)
 
     async def settle(
         self,
@@ -146,15 +189,22 @@ class SqliteReconcileStore:
         unspent: Sequence[str] = (),
         found: Sequence[FoundCoin] = (),
         counters: Mapping[str, int] | None = None,
+        watch_s: int = 0,
+        looked_at: Sequence[CounterRange] = (),
     ) -> Settled:
         """Book what a mint said of our coins (by Y), in one transaction; the table above.
 
         Args:
-            counters: keyset id → first counter never used; None: some of the mint's coins were
-                asked for again, which does not make the mint checked.
+            counters: keyset id → the counter to go on with; those that are skipped are watched.
+                None: some of the mint's coins were asked for again, which does not make the mint
+                checked.
+            watch_s: how long to watch from now on; 0: nothing is to be expected any more.
+            looked_at: watched counters of which all that was found is in ``found``; their watch
+                ends if its time is over.
 
         A coin that an operation has taken meanwhile is left to that operation.
         """
+        now = int(time.time())
 
         def work(conn: sqlite3.Connection) -> Settled:
             lost = _change(conn, spent, "state = 'spent'")
@@ -165,11 +215,14 @@ class SqliteReconcileStore:
                 if store_loose_coin(conn, mint, coin):
                     gained += to_msat(coin.proof.amount, coin.unit)
             transfer(conn, Book.REVENUE, Book.LOSS, lost, f"restore:{mint}")
-            transfer(conn, Book.LOSS, Book.REVENUE, gained, f"restore:{mint}")
+            transfer(conn, Book.LOSS, Book.CLAIMS, gained, f"restore:{mint}")
             if counters is not None:
                 for keyset_id, first in counters.items():
-                    advance_counter(conn, keyset_id, first)
+                    skip(conn, mint, keyset_id, first, now + watch_s)
                 _check_off(conn, mint)
+            if watch_s:
+                watch_on(conn, mint, now + watch_s)
+            unwatch(conn, looked_at, now)
             return Settled(Msat(lost), Msat(gained))
 
         return await self._db.write(work)

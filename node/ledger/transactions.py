@@ -25,7 +25,7 @@ SELECT * FROM (
   SELECT created_at, rowid * 2 AS position, 'operation' AS what, id, kind, mint, unit, amount, fee,
          NULL AS request_id, NULL AS model
   FROM operations
-  WHERE account_id = :account AND state = 'intent' AND kind <> 'send'
+  WHERE account_id = :account AND state = 'intent' AND kind NOT IN ('send', 'melt')
     AND (created_at, rowid * 2) < (:moment, :id)
   ORDER BY created_at DESC, rowid DESC LIMIT :limit)
 UNION ALL SELECT * FROM (
@@ -156,19 +156,24 @@ def _done(row: sqlite3.Row, account_id: int, first: int | None) -> Transaction:
         )
     if row["operation_id"] is not None:
         return _crossing(row, amount, incoming, first)
-    type_ = {"keys": "fee", "close": "dust"}.get(row["reference"].partition(":")[0], "other")
+    late = "reversal" if incoming else "refund"
+    credit = _incoming(row["id"] == first)
+    names = {"keys": "fee", "close": "dust", "late": late, "credit": credit}
+    type_ = names.get(row["reference"].partition(":")[0], "other")
     return Transaction(f"{type_}-{row['id']}", type_, "done", amount, row["created_at"])
 
 
 def _crossing(row: sqlite3.Row, amount: Msat, incoming: bool, first: int | None) -> Transaction:
     state = "done"
     token = None
-    if row["kind"] != "send":
+    if row["kind"] in ("receive", "mint"):
         type_ = _incoming(row["id"] == first)
     elif incoming:
         type_ = "reversal"
     else:
         type_ = "change" if row["account_kind"] == "request" else "withdrawal"
+        if row["kind"] == "melt":
+            type_ = "refund"
         state = {"intent": "pending", "done": "done"}.get(row["state"], "failed")
         token = cast("str | None", row["token"])
     return Transaction(

@@ -9,6 +9,8 @@
                             └──────▶ failed      money and coins (suspect) are back
                                        └───────▶ salvaged  ... but it landed late: coins ours
 
+    refill      begin ──▶ intent ──▶ …           as a send after a swap; no account, no token
+
 | step                | in one transaction                                                      |
 |---------------------|-------------------------------------------------------------------------|
 | begin receive       | account, its key hashes, claim on every coin, counters, intent          |
@@ -16,6 +18,8 @@
 | begin send, exact   | account → OUT, coins issued, the token in the outbox, done              |
 | begin send, swap    | account → TRANSIT, coins reserved, counters, intent                     |
 | finish send         | inputs spent, new coins, TRANSIT → OUT, REVENUE → OWN_FEES, token, done |
+| begin refill        | coins reserved, counters, intent: a send of the operator's to ourselves |
+| finish refill       | inputs spent, new coins, REVENUE → OWN_FEES, done                       |
 | fail                | claims or reservations freed, TRANSIT → account                         |
 | salvage             | the coins of a swap that landed after it had failed here                |
 
@@ -30,30 +34,31 @@ import json
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import cast
 
 from node.core.accounts import Closed, IssueRequest, NewAccount, Operation, Source
 from node.core.denominations import plan_outputs
 from node.core.ecash import Keyset, Proof, Token
+from node.core.lightning import OPERATOR
 from node.core.money import Msat, to_msat
 from node.core.usage import Usage
 from node.errors import MintFull, NodeError, Pending
 from node.ledger.accounts import read_balance, release_hold, settle_hold
 from node.ledger.books import Book, transfer
 from node.ledger.coins import (
-    advance_counter,
     exposure,
-    give_back_counters,
-    next_counter,
     stock,
     store_coins,
     with_counters,
 )
+from node.ledger.counters import disown, give_back, next_counter, skip
 from node.ledger.database import Database
-from node.ledger.issuing import Issuer, Serialize, in_transit
+from node.ledger.issuing import Issuer, Serialize, in_transit, is_refill
 from node.ledger.operations import (
+    calls_under_way,
     claimed,
-    failed_sharing,
+    ended_sharing,
     insert_operation,
     load_operation,
     move,
@@ -149,7 +154,10 @@ class SqliteWalletStore:
             account_id = (
                 into if isinstance(into, int) else open_account(conn, into, token.mint, token.unit)
             )
-            amounts = plan_outputs(token.amount - fee, stock(conn, token.mint, token.unit))
+            # What the mint makes for nothing can be made when there is time for it.
+            calls = None if keyset.input_fee_ppk else calls_under_way(conn)
+            held = stock(conn, token.mint, token.unit)
+            amounts = plan_outputs(token.amount - fee, held, calls)
             operation = Operation(
                 id=operation_id,
                 kind="receive",
@@ -169,12 +177,14 @@ class SqliteWalletStore:
 
     def finish_receive(
         self, operation: Operation, coins: Sequence[tuple[str, Proof]]
-    ) -> asyncio.Future[None]:
+    ) -> asyncio.Future[Operation]:
         """Store our new coins (Y, proof) and credit the account. Idempotent."""
 
-        def work(conn: sqlite3.Connection) -> None:
-            if move(conn, operation.id, "done"):
-                _book_receive(conn, operation, coins)
+        def work(conn: sqlite3.Connection) -> Operation:
+            if not move(conn, operation.id, "done"):
+                return load_operation(conn, operation.id)
+            _book_receive(conn, operation, coins)
+            return replace(operation, state="done")
 
         return self._db.write(work)
 
@@ -189,6 +199,11 @@ class SqliteWalletStore:
         amount).
         """
         return self._db.write(lambda conn: self._issuer.issue(conn, request, sources))
+
+    def begin_refill(self, operation_id: str, source: Source) -> asyncio.Future[Operation | None]:
+        """Begin to swap large coins for the small ones that change needs; None: no need to, or
+        it cannot be done."""
+        return self._db.write(lambda conn: self._issuer.refill(conn, operation_id, source))
 
     def finish_send(
         self,
@@ -207,12 +222,15 @@ class SqliteWalletStore:
                 )
                 store_coins(conn, operation, kept, "unspent")
                 store_coins(conn, operation, issued, "issued")
+                reference = f"op:{operation.id}"
+                fee = to_msat(operation.fee, operation.unit)
+                if is_refill(operation):
+                    transfer(conn, Book.REVENUE, Book.OWN_FEES, fee, reference)
+                    return load_operation(conn, operation.id)
                 token = self._serialize(
                     operation.mint, operation.unit, [proof for _, proof in issued]
                 )
                 conn.execute("UPDATE operations SET token = ? WHERE id = ?", (token, operation.id))
-                reference = f"op:{operation.id}"
-                fee = to_msat(operation.fee, operation.unit)
                 surcharge = to_msat(operation.surcharge, operation.unit)
                 transfer(conn, Book.TRANSIT, Book.OUT, operation.value, reference)
                 transfer(conn, Book.TRANSIT, Book.REVENUE, surcharge, reference)
@@ -263,21 +281,24 @@ class SqliteWalletStore:
     # -- both ------------------------------------------------------------------------------
 
     def fail(
-        self, operation: Operation, error: str, *, unused: bool = False
+        self, operation: Operation, error: str, *, unused: bool = False, used: bool = False
     ) -> asyncio.Future[None]:
         """The mint refused and nothing moved: undo the intent. Idempotent.
 
         Args:
             error: code of the error the client is told.
-            unused: the mint can never sign the outputs. Then their counters are free again,
-                unless later ones are in use: gaps make coins hard to find from the seed.
+            unused: the mint can never sign the outputs. Then their counters are free again:
+                gaps make coins hard to find from the seed.
+            used: the mint had signed outputs before. Then the coins are looked for.
         """
 
         def work(conn: sqlite3.Connection) -> None:
             if not move(conn, operation.id, "failed"):
                 return
             if unused and operation.outputs:
-                give_back_counters(conn, operation)
+                give_back(conn, operation)
+            if used:
+                disown(conn, operation, int(time.time()))
             conn.execute(
                 "UPDATE operations SET error = ?, request_key = NULL WHERE id = ?",
                 (error, operation.id),
@@ -292,7 +313,10 @@ class SqliteWalletStore:
             reference = f"op:{operation.id}"
             back = in_transit(operation)
             transfer(conn, Book.TRANSIT, operation.account_id, back, reference)
-            conn.execute("UPDATE accounts SET state = 'open' WHERE id = ?", (operation.account_id,))
+            if not is_refill(operation):
+                conn.execute(
+                    "UPDATE accounts SET state = 'open' WHERE id = ?", (operation.account_id,)
+                )
 
         return self._db.write(work)
 
@@ -334,17 +358,20 @@ class SqliteWalletStore:
 
         return self._db.write(work)
 
-    async def failed_sharing(self, operation_id: str) -> list[Operation]:
-        """Failed operations that have an input in common with this one."""
-        return await self._db.read(lambda conn: failed_sharing(conn, operation_id))
+    async def ended_sharing(self, operation_id: str) -> list[Operation]:
+        """Operations that had failed when this one began, and have an input in common with it.
+
+        One that is not failed any more has landed late.
+        """
+        return await self._db.read(lambda conn: ended_sharing(conn, operation_id))
 
     async def failed_unknown(self, since_s: int) -> list[Operation]:
-        """Failed operations whose outcome was once unknown, of the last ``since_s`` seconds."""
+        """Operations whose outcome was once unknown and that failed within ``since_s``."""
         limit = int(time.time()) - since_s
         rows = await self._db.read(
             lambda conn: conn.execute(
                 "SELECT * FROM operations WHERE state = 'failed' AND attempts > 0"
-                " AND unknown_at >= ?",
+                " AND failed_at >= ?",
                 (limit,),
             ).fetchall()
         )
@@ -354,9 +381,12 @@ class SqliteWalletStore:
         """The first counter of a keyset that was never used."""
         return await self._db.read(lambda conn: next_counter(conn, keyset_id))
 
-    async def advance_counter(self, keyset_id: str, to: int) -> None:
-        """Use no counter below ``to`` again."""
-        await self._db.write(lambda conn: advance_counter(conn, keyset_id, to))
+    async def skip_counters(self, mint: str, keyset_id: str, to: int) -> None:
+        """The mint has signed counters that this database has not used: use none below ``to``.
+
+        What was signed there is looked for; see ``node.ecash.reconcile``.
+        """
+        await self._db.write(lambda conn: skip(conn, mint, keyset_id, to, int(time.time())))
 
     async def note_attempt(self, operation_id: str) -> None:
         """A request of the operation may have reached the mint and no answer came."""
@@ -463,4 +493,5 @@ def _book_receive(
     reference = f"op:{operation.id}"
     fee = to_msat(operation.fee, operation.unit)
     transfer(conn, Book.IN, Book.INPUT_FEES, fee, reference)
-    transfer(conn, Book.IN, operation.account_id, operation.credit, reference)
+    into = Book.CAPITAL if operation.account_id == OPERATOR else operation.account_id
+    transfer(conn, Book.IN, into, operation.credit, reference)

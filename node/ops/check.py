@@ -70,6 +70,9 @@ def examine(database: Path, mints: Sequence[str]) -> Report:
             operations=_operations(connection, mints, running),
             holds=_holds(connection, running),
             unchecked=None if mark is None else tuple(sorted(waiting - mark[1])),
+            watched=connection.execute(
+                "SELECT COALESCE(SUM(count), 0) FROM watched_counters"
+            ).fetchone()[0],
         )
 
 

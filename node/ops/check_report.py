@@ -14,6 +14,7 @@ from rich.text import Text
 
 from node.core.money import MSAT_PER_SAT, Msat
 from node.ledger.books import Books
+from node.ops.check_findings import Finding, find
 
 MAX_ISSUED = 5000
 """Coins given out, of each mint, that are asked about: the newest."""
@@ -90,16 +91,6 @@ class MintAnswer:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """Something an operator should know. ``bad``: the money is not as it should be."""
-
-    bad: bool
-    what: str
-    means: str
-    do: str
-
-
-@dataclass(frozen=True, slots=True)
 class Report:
     """All that was found."""
 
@@ -113,6 +104,8 @@ class Report:
     holds: tuple[LongHold, ...]
     unchecked: tuple[str, ...] | None
     """Mints whose coins are not checked since a restore; None: there was none."""
+    watched: int = 0
+    """Counters at which mints may have signed coins that no row tells of."""
     mints: tuple[MintAnswer, ...] | None = None
     """What the mints say; None: they were not asked."""
 
@@ -123,7 +116,7 @@ class Report:
 
     def findings(self) -> list[Finding]:
         """What is wrong or unusual, with what it means and what to do."""
-        return [*_book_findings(self), *_state_findings(self), *_mint_findings(self.mints or ())]
+        return find(self)
 
 
 def document(report: Report) -> str:
@@ -183,6 +176,8 @@ def _sheet(books: Books) -> Table:
     table.add_row("  of which held for requests that run", sat(books.held_msat))
     table.add_row("tokens and payments on their way out", sat(books.transit_msat))
     table.add_row("what is the node's own", sat(books.equity_msat))
+    if books.claims_msat:
+        table.add_row("  of which kept for claims since a restore", sat(books.claims_msat))
     return table
 
 
@@ -195,6 +190,7 @@ def _flow(books: Books) -> Table:
     table.add_row("charged", sat(books.revenue_msat))
     table.add_row("dust, too small to give back", sat(books.dust_msat))
     table.add_row("fees of the node's own swaps and payments", sat(-books.own_fees_msat))
+    table.add_row("put in by the operator", sat(books.capital_msat))
     table.add_row("paid out to the operator", sat(-books.payouts_msat))
     table.add_row("lost (spent by others), less found", sat(-books.loss_msat))
     return table
@@ -279,117 +275,3 @@ def _age(seconds: int) -> str:
         if seconds >= 2 * size:
             return f"{seconds // size} {unit}"
     return f"{seconds} s"
-
-
-# -- findings ------------------------------------------------------------------------------
-
-
-def _book_findings(report: Report) -> list[Finding]:
-    books = report.books
-    found = [
-        Finding(
-            True,
-            f"the books do not add up: {problem}",
-            "a defect of this program, or somebody changed the database; balances cannot be"
-            " relied on",
-            "stop the node, keep a copy of the database, and report it with this output",
-        )
-        for problem in report.problems
-    ]
-    if not books.solvent:
-        found.append(
-            Finding(
-                True,
-                f"insolvent: our coins are {-books.equity_msat} msat short of what clients are"
-                " owed",
-                "not all clients can withdraw; payouts to you have stopped and the node says it is"
-                " not ready",
-                "take no new clients until charges have made up for it; if a restore did this, a"
-                " newer backup may not have the loss (docs/operations.md)",
-            )
-        )
-    if books.loss_msat > 0:
-        found.append(
-            Finding(
-                False,
-                f"{books.loss_msat} msat of our coins were spent by somebody else",
-                "they were booked as a loss of the node; clients are not charged for it",
-                "nothing, after a restore; otherwise somebody else has the wallet's seed: move the"
-                " money out and start a new database",
-            )
-        )
-    return found
-
-
-def _state_findings(report: Report) -> list[Finding]:
-    found = []
-    if report.unchecked:
-        found.append(
-            Finding(
-                False,
-                "restored from a backup, and not yet checked against: "
-                + ", ".join(report.unchecked),
-                "coins of these mints are out of use: some may have been given out since the"
-                " backup",
-                "start the node and let it reach them; a mint that is not configured has to be"
-                " added under [[mints]]",
-            )
-        )
-    strangers = sorted({h.mint for h in report.holdings if not h.configured})
-    if strangers:
-        found.append(
-            Finding(
-                False,
-                "coins of mints that are not configured: " + ", ".join(strangers),
-                "they count as ours and cannot be spent or paid out",
-                "add the mint under [[mints]] again, at least until its coins are used up",
-            )
-        )
-    return found
-
-
-def _mint_findings(mints: Sequence[MintAnswer]) -> list[Finding]:
-    found = []
-    for answer in mints:
-        if not answer.reachable:
-            found.append(
-                Finding(
-                    False,
-                    f"{answer.mint} does not answer: {answer.reason}",
-                    "its coins could not be checked; payments with its tokens fail just now",
-                    "try again; if it stays away, ask whoever runs it, and take it off [[mints]]"
-                    " only when its coins are used up",
-                )
-            )
-        if answer.lost:
-            found.append(
-                Finding(
-                    True,
-                    f"{answer.lost} coins worth {answer.lost_msat} msat that we call unspent are"
-                    f" spent at {answer.mint}",
-                    "the books count money that is gone",
-                    "another node or wallet uses the same seed, or an old database was copied over"
-                    " by hand: stop the node, then use 'nodestr backup' and 'nodestr restore' on"
-                    " this database, which books what is gone",
-                )
-            )
-        if answer.pending:
-            found.append(
-                Finding(
-                    False,
-                    f"{answer.pending} coins worth {answer.pending_msat} msat are pending at"
-                    f" {answer.mint}",
-                    "a payment with them is under way",
-                    "wait; the mint frees them or takes them",
-                )
-            )
-        if answer.reachable and not answer.active_keysets:
-            found.append(
-                Finding(
-                    False,
-                    f"{answer.mint} has no active keyset",
-                    "it makes no new coins: nothing can be received or changed there",
-                    "ask whoever runs it",
-                )
-            )
-    return found

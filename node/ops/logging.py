@@ -1,20 +1,26 @@
 """Logging to standard error: one chain for our own events and for the libraries', one redaction.
 
-structlog event ─┐
-                 ├─▶ time, level, logger, exception ─▶ redaction ─▶ json | console
-stdlib record ───┘
+structlog event ─┐                                                          ┌─▶ the stream
+                 ├─▶ time, level, logger, exception ─▶ redaction ─▶ render ─┤
+stdlib record ───┘                                                          └─▶ its handler
+
+Our own events do not become records of the standard library on their way: making one, finding who
+called, and formatting it took most of the 80 µs that the line of a request did.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import sys
 from typing import Literal, TextIO
 
+import orjson
 import structlog
 from structlog.types import EventDict, Processor, WrappedLogger
 
-from node.ops.redaction import redact_value
+from node.ops.redaction import may_hold_secrets, redact_value
 
 LIBRARIES = ("aiohttp", "websockets", "asyncio", "aiosqlite", "openai", "httpx", "httpcore")
 """Chatty below ``warning``: their ``info`` and ``debug`` never pass, as they may show bodies."""
@@ -39,20 +45,13 @@ def configure(
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
-        structlog.stdlib.ExtraAdder(),
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),
         structlog.processors.format_exc_info,
         redaction,
     ]
-    structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        cache_logger_on_first_use=False,
-    )
     renderer: Processor = (
-        structlog.processors.JSONRenderer(default=str)
+        _json_line
         if format == "json"
         else structlog.dev.ConsoleRenderer(
             colors=target.isatty(), exception_formatter=structlog.dev.plain_traceback
@@ -62,9 +61,15 @@ def configure(
     handler.set_name(_HANDLER_NAME)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
+            foreign_pre_chain=[structlog.stdlib.ExtraAdder(), *shared],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
+    )
+    structlog.configure(
+        processors=[*shared, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        logger_factory=_LineLoggers(target, handler),
+        cache_logger_on_first_use=False,
     )
     root = logging.getLogger()
     for old in [old for old in root.handlers if old.get_name() == _HANDLER_NAME]:
@@ -78,8 +83,53 @@ def configure(
 
 def redaction(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
     """structlog processor: redacts every text anywhere in the event, and bounds its size."""
+    if not may_hold_secrets(event):
+        return event
     # structlog's own entries (the stdlib record) stay: the formatter needs them.
     return {
         key: value if key in {"_record", "_from_structlog"} else redact_value(value, key)
         for key, value in event.items()
     }
+
+
+def _json_line(logger: WrappedLogger, method: str, event: EventDict) -> str:
+    """structlog processor: the event as JSON."""
+    try:
+        return orjson.dumps(event, default=str).decode()
+    except TypeError:  # what only the standard library can write: a huge integer, half a character
+        return json.dumps(event, default=str)
+
+
+class _LineLoggers:
+    """structlog's logger factory: loggers that write finished lines to ``stream``."""
+
+    def __init__(self, stream: TextIO, handler: logging.Handler) -> None:
+        self._stream = stream
+        self._handler = handler
+        self._names = structlog.stdlib.LoggerFactory()
+
+    def __call__(self, *args: object) -> _LineLogger:
+        return _LineLogger(self._names(*args).name, self._stream, self._handler)
+
+
+class _LineLogger:
+    """Writes what it is given; ``handler`` writes to the same stream, so its lock is taken."""
+
+    __slots__ = ("_handler", "_stream", "name")
+
+    def __init__(self, name: str, stream: TextIO, handler: logging.Handler) -> None:
+        self.name = name
+        self._stream = stream
+        self._handler = handler
+
+    def msg(self, line: str) -> None:
+        self._handler.acquire()
+        try:
+            # a log that cannot be written must not fail its caller
+            with contextlib.suppress(OSError, ValueError):
+                self._stream.write(line + "\n")
+                self._stream.flush()
+        finally:
+            self._handler.release()
+
+    debug = info = warning = error = critical = exception = msg

@@ -14,11 +14,17 @@
 
 The id of an invoice is a secret: who knows it gets the API key of the account it opens. The key
 is an HMAC of it, so it can be told again and is stored nowhere.
+
+Asked for under a request key, the id is an HMAC of that key (and of the account it tops up) under
+the node's secret: asking again gives the same invoice, and nothing of it is stored but the hash of
+the id. So the request key of an invoice that opens an account is a secret itself, as nothing else
+tells who asks: it must not be guessable (MIN_SECRET_CHARS). One that tops up is the account's own.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import hmac
 import secrets
@@ -30,7 +36,8 @@ import structlog
 
 from node.core.accounts import NewAccount, key_hash
 from node.core.lightning import Invoice, NewInvoice, Purpose, Room, invoice_hash
-from node.errors import InvalidValue, NotFound
+from node.core.money import MSAT_PER_SAT
+from node.errors import IdempotencyConflict, InvalidValue, NotFound
 from node.ports import Ledger, Lightning, LightningStore
 
 log = structlog.get_logger()
@@ -48,6 +55,8 @@ LATE_PER_TICK = 2
 """Expired invoices asked for at a tick: however many there are, the mint hardly notices."""
 MAX_ASKING = 16
 """Invoices asked for at once."""
+MIN_SECRET_CHARS = 22
+"""Of a request key that opens an account: 128 bits in base64."""
 ASKED_KEEP_S = 120.0
 """How long a client's question makes the watcher look again soon."""
 
@@ -112,13 +121,18 @@ class Invoices:
         self._asking: dict[str, asyncio.Task[None]] = {}
         self._asked: dict[str, float] = {}
 
-    async def create(self, amount_sat: int, peer: str, account_id: int | None) -> Created:
+    async def create(
+        self, amount_sat: int, peer: str, account_id: int | None, request_key: str | None = None
+    ) -> Created:
         """An invoice that opens an account, or tops up ``account_id``.
 
         Args:
             peer: whom the limit on unpaid invoices counts against.
+            request_key: asking again under it gives the same invoice, whatever has become of it.
+                Without an account it is a secret (see above).
 
-        Raises InvalidValue, RateLimitExceeded, MintUnreachable.
+        Raises InvalidValue, IdempotencyConflict (same request key, other amount),
+        RateLimitExceeded, MintUnreachable.
         """
         limits = self._limits
         if not limits.min_sat <= amount_sat <= limits.max_sat:
@@ -126,8 +140,19 @@ class Invoices:
                 f"amount_sats must be between {limits.min_sat} and {limits.max_sat}",
                 param="amount_sats",
             )
-        await self._store.check_room(peer, self._room)
         invoice_id = secrets.token_urlsafe(32)
+        if request_key is not None:
+            if account_id is None and len(request_key) < MIN_SECRET_CHARS:
+                raise InvalidValue(
+                    "the idempotency key of an invoice that opens an account is a secret: it needs"
+                    f" {MIN_SECRET_CHARS} random characters or more",
+                    param="idempotency-key",
+                )
+            invoice_id = _named_id(self._key_secret, account_id, request_key)
+            known = await self._store.invoice(invoice_hash(invoice_id))
+            if known is not None:
+                return self._same(invoice_id, known, amount_sat)
+        await self._store.check_room(peer, self._room)
         purpose: Purpose = "create"
         into: NewAccount | int = NewAccount(
             "key", {key_hash(self._api_key(invoice_id), "spend"): "spend"}
@@ -148,12 +173,21 @@ class Invoices:
             peer=peer,
             expires_at=min(int(time.time()) + limits.expiry_s, quoted.expires_at),
             watch_until=max(int(time.time()) + limits.expiry_s, quoted.expires_at) + limits.grace_s,
+            max_balance=quoted.max_balance,
         )
         invoice = await self._store.open_invoice(new, into, self._room)
+        if invoice.quote != new.quote:  # the same was asked for at the same time
+            return self._same(invoice_id, invoice, amount_sat)
         self._due[invoice.hash] = time.monotonic() + MIN_POLL_S
         if self._watched is not None:
             self._watched[invoice.hash] = invoice
         return Created(invoice_id, invoice, quoted.request.payment_hash)
+
+    def _same(self, invoice_id: str, known: Invoice, amount_sat: int) -> Created:
+        """The invoice that was made before under a request key. Raises IdempotencyConflict."""
+        if known.value != amount_sat * MSAT_PER_SAT:
+            raise IdempotencyConflict
+        return Created(invoice_id, known, self._lightning.read(known.bolt11).payment_hash)
 
     async def status(self, invoice_id: str) -> Progress:
         """Where an invoice stands; the watcher looks again soon. Raises NotFound."""
@@ -238,5 +272,18 @@ class Invoices:
         return min(MAX_POLL_S, max(MIN_POLL_S, age_s / 10))
 
     def _api_key(self, invoice_id: str) -> str:
-        digest = hmac.new(self._key_secret, f"invoice:{invoice_id}".encode(), hashlib.sha256)
-        return f"sk-{digest.hexdigest()}"
+        return invoice_key(self._key_secret, invoice_id)
+
+
+def invoice_key(key_secret: bytes, invoice_id: str) -> str:
+    """The API key of the account that an invoice opens."""
+    digest = hmac.new(key_secret, f"invoice:{invoice_id}".encode(), hashlib.sha256)
+    return f"sk-{digest.hexdigest()}"
+
+
+def _named_id(key_secret: bytes, account_id: int | None, request_key: str) -> str:
+    """The id of the invoice that a request key asks for: follows from both, tells neither."""
+    scope = "create" if account_id is None else f"topup:{account_id}"
+    name = f"invoice-id:{scope}:{request_key}".encode()
+    digest = hmac.new(key_secret, name, hashlib.sha256).digest()
+    return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()

@@ -24,14 +24,12 @@ from dataclasses import dataclass
 import structlog
 
 from node.core.accounts import Operation
-from node.core.lightning import Payable, PayoutError, PayRequest
-from node.core.money import MSAT_PER_SAT, Msat, ceil_div
+from node.core.lightning import FeeLimit, Payable, PayoutError, PayRequest
+from node.core.money import MSAT_PER_SAT, Msat
 from node.errors import NodeError, Pending
 from node.ports import Lightning, Payee
 
 log = structlog.get_logger()
-
-_PPM = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +44,9 @@ class PayoutTerms:
     """The most of one payout."""
     reserve: Msat = Msat(1_000 * MSAT_PER_SAT)
     """Earnings that stay, for the mints' fees."""
-    max_fee_ppm: int = 20_000
-    max_fee_base: Msat = Msat(5 * MSAT_PER_SAT)
-    """Lightning may cost the larger of the two."""
+    max_fee: FeeLimit = FeeLimit()
+    """The most that Lightning may cost."""
     interval_s: float = 3600.0
-
-    def max_fee(self, amount: Msat) -> Msat:
-        """The most Lightning may cost for ``amount``."""
-        return Msat(max(self.max_fee_base, ceil_div(amount * self.max_fee_ppm, _PPM)))
 
 
 class Payouts:
@@ -130,7 +123,7 @@ class Payouts:
             if barred is not None:
                 raise PayoutError(f"payouts are stopped: {barred}")
         terms = self._terms
-        max_fee = terms.max_fee(request.amount)
+        max_fee = terms.max_fee.of(request.amount)
         operation = await self._lightning.pay(
             request, destination, payable, max_fee=max_fee, reserve=terms.reserve
         )
@@ -143,10 +136,5 @@ class Payouts:
 
     def _most(self, payable: Payable) -> Msat:
         """The largest whole-sat amount that leaves its fees and the reserve."""
-        spendable = min(
-            payable.available - self._terms.reserve - payable.input_fee, self._terms.cap
-        )
-        if spendable <= 0:
-            return Msat(0)
-        after_fee = spendable - self._terms.max_fee(Msat(spendable))
-        return Msat(max(0, after_fee) // MSAT_PER_SAT * MSAT_PER_SAT)
+        free = payable.available - self._terms.reserve - payable.input_fee
+        return self._terms.max_fee.affordable(min(free, self._terms.cap))

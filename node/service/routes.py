@@ -17,9 +17,33 @@ from node.service.endpoints.catalogue import info_document, model_document, mode
 from node.service.endpoints.lightning import LightningEndpoints
 from node.service.endpoints.providers import etag, get_provider, list_providers
 from node.service.endpoints.wallet import WalletEndpoints
+from node.service.inference.audio import prepare_transcription, prepare_translation
 from node.service.inference.call import Prepare
 from node.service.inference.chat import prepare_chat
+from node.service.inference.completions import prepare_completion
+from node.service.inference.embeddings import prepare_embeddings
+from node.service.inference.images import prepare_image
+from node.service.inference.messages import prepare_messages
+from node.service.inference.moderations import prepare_moderation
+from node.service.inference.rerank import prepare_rerank
+from node.service.inference.responses import prepare_responses
+from node.service.inference.speech import prepare_speech
+from node.service.openapi import openapi_document
 from node.service.pipeline import Pipeline
+
+_INFERENCE: tuple[tuple[str, str, Prepare, bool], ...] = (
+    ("/v1/completions", "Text that goes on where a prompt ends", prepare_completion, True),
+    ("/v1/embeddings", "Vectors of texts", prepare_embeddings, True),
+    ("/v1/images/generations", "Images", prepare_image, True),
+    ("/v1/audio/transcriptions", "A recording written down", prepare_transcription, True),
+    ("/v1/audio/translations", "A recording written down in English", prepare_translation, False),
+    ("/v1/audio/speech", "A text read aloud", prepare_speech, False),
+    ("/v1/responses", "A model's response (OpenAI)", prepare_responses, False),
+    ("/v1/messages", "A message (Anthropic)", prepare_messages, False),
+    ("/v1/moderations", "Whether texts are harmful", prepare_moderation, False),
+    ("/v1/rerank", "Documents in the order of their relevance", prepare_rerank, False),
+)
+"""Path, summary, how it is read, and whether it also answers without ``/v1``."""
 
 
 def _has_tag(if_none_match: str, tag: str) -> bool:
@@ -65,13 +89,20 @@ def routes(
     def paid(prepare: Prepare) -> Callable[[Request], AsyncGenerator[ReplyEvent, None]]:
         return lambda request: pipeline.run(request, prepare)
 
-    return [
+    async def openapi(_request: Request, _params: Mapping[str, str]) -> Reply:
+        return Reply(openapi_document(table, info()))
+
+    table = [
         Route(
             "POST",
             "/v1/chat/completions",
             "Chat completion, streamed or whole",
             streaming=paid(prepare_chat),
             bare=True,
+        ),
+        *(
+            Route("POST", path, summary, streaming=paid(prepare), bare=bare)
+            for path, summary, prepare, bare in _INFERENCE
         ),
         Route("GET", "/v1/models", "Models for sale with prices", models),
         Route("GET", "/v1/models/{id:path}", "One model", model),
@@ -129,4 +160,6 @@ def routes(
         ),
         Route("GET", "/v1/providers", "The other nodes of the network", providers),
         Route("GET", "/v1/providers/{name}", "One node by name, npub or public key", provider),
+        Route("GET", "/openapi.json", "This interface as an OpenAPI document", openapi),
     ]
+    return table

@@ -27,6 +27,16 @@ MAX_ERROR_BYTES = 16 << 10
 MAX_MESSAGE_CHARS = 300
 MAX_RETRY_AFTER_S = 3600
 
+
+class UnknownThere(InvalidValue):
+    """404: this server does not have the model or the path; another may."""
+
+
+class Refused(UpstreamFailed):
+    """403: this request is not wanted there. It says nothing about the server's health, for a
+    client can bring it about at will."""
+
+
 _CLIENT_MISTAKES = frozenset({400, 404, 413, 422})
 _UPSTREAM_TIMEOUTS = frozenset({408, 504})
 _CONTEXT_CODES = frozenset(
@@ -73,16 +83,49 @@ def error_from_answer(
     if status in _UPSTREAM_TIMEOUTS:
         return UpstreamTimeout(private=private)
     if status not in _CLIENT_MISTAKES:
-        return UpstreamFailed(private=private)
+        kind = Refused if status == 403 else UpstreamFailed
+        return kind(private=private, retry_after_s=_retry_after_s(headers))
     param = details.get("param")
     if not (isinstance(param, str) and _PARAM.fullmatch(param)):
         param = None
     codes = {details.get(key) for key in ("code", "type") if isinstance(details.get(key), str)}
     if codes & _CONTEXT_CODES or _CONTEXT_WORDS.search(message):
         return ContextLengthExceeded(message or None, param=param, private=private)
-    return InvalidValue(
+    mistake = UnknownThere if status == 404 else InvalidValue
+    return mistake(
         message or "the model server does not accept this request", param=param, private=private
     )
+
+
+_NOTHING_YET = re.compile(rb"(?:[\r\n]|:[^\n]*\n)*(?::[^\n]*)?")
+_ERROR_EVENT = re.compile(
+    rb"""(?:[\r\n]|:[^\n]*\n|(?:event|id|retry):[^\n]*\n)*
+         data:[ ]?(\{\s*(?:"type"\s*:\s*"error"\s*,\s*)?"error"\s*:\s*[{"][^\n]*)""",
+    re.VERBOSE,
+)
+_ERROR_DOCUMENT = re.compile(
+    rb"""\s*\{\s*(?:"type"\s*:\s*"error"\s*,\s*)?"error"\s*:\s*[{"]""", re.VERBOSE
+)
+
+
+def says_nothing(data: bytes) -> bool:
+    """Whether a stream has only brought comments and blank lines so far."""
+    return _NOTHING_YET.fullmatch(data) is not None
+
+
+def error_at_start(name: str, data: bytes, *, streamed: bool, hide: str = "") -> NodeError | None:
+    """The error that an answer with a 2xx status begins with, or None.
+
+    Args:
+        data: the first bytes of the body.
+    """
+    match = _ERROR_EVENT.match(data) if streamed else _ERROR_DOCUMENT.match(data)
+    if match is None:
+        return None
+    body = match[1] if streamed else data
+    code = _details(body).get("code")
+    status = code if isinstance(code, int) and 400 <= code <= 599 else 502
+    return error_from_answer(name, status, {}, body, hide=hide)
 
 
 def _details(body: bytes) -> dict[str, Any]:

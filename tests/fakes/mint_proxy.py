@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections import deque
 from types import TracebackType
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import aiohttp
 from aiohttp import web
@@ -55,12 +55,18 @@ class MintProxy:
         """Refuse connections once the next swap is answered, until ``reappear``."""
         self.pending = False
         """Say of every coin that is unspent that it is pending."""
+        self.hide_change = False
+        """Pay as ever, but show no change, neither with the quote nor to who asks (NUT-09)."""
+        self.forget_quotes = False
+        """Know no melt quote."""
         self._late: list[tuple[str, bytes]] = []
         self._transports: set[asyncio.Transport] = set()
         self.url = ""
 
     async def __aenter__(self) -> MintProxy:
-        self._session = aiohttp.ClientSession(auto_decompress=False)
+        # The mint may close an idle connection just when it is to be used again.
+        connector = aiohttp.TCPConnector(force_close=True)
+        self._session = aiohttp.ClientSession(auto_decompress=False, connector=connector)
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", self._handle)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
@@ -126,6 +132,8 @@ class MintProxy:
             if fault == "lose_request":
                 return self._drop(request)
             return web.json_response({}, status=500 if fault == "error_500_before" else 429)
+        if self.forget_quotes and request.path.startswith("/v1/melt/quote/bolt11/"):
+            return web.json_response({"detail": "quote not found", "code": 0}, status=400)
         status, answer = await self._forward(request, body)
         if fault == "duplicate":
             status, answer = await self._forward(request, body)
@@ -139,6 +147,8 @@ class MintProxy:
             answer = b"<html>gateway</html>"
         if self.pending and request.path == "/v1/checkstate":
             answer = answer.replace(b'"UNSPENT"', b'"PENDING"')
+        if self.hide_change and request.path.startswith(("/v1/melt", "/v1/restore")):
+            answer = _without_change(answer)
         if fault == "wrong_signatures":
             answer = _spoil(answer)
         response = web.Response(status=status, body=answer, content_type="application/json")
@@ -153,6 +163,12 @@ class MintProxy:
         assert request.transport is not None
         request.transport.abort()
         return web.Response()
+
+
+def _without_change(answer: bytes) -> bytes:
+    document = json.loads(answer)
+    hidden: dict[str, Any] = {"change": None, "outputs": [], "signatures": [], "promises": []}
+    return json.dumps(document | {n: v for n, v in hidden.items() if n in document}).encode()
 
 
 def _spoil(answer: bytes) -> bytes:

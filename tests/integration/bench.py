@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from node.core.accounts import NewAccount
+from node.core.accounts import NewAccount, Operation
 from node.core.money import Msat
 from node.core.pricing import Price
 from node.demo.purse import Purse
@@ -32,6 +32,10 @@ class Bench:
     invoices: SqliteLightningStore
     lightning: Lightning
 
+    async def receive(self, text: str, into: NewAccount | int, *, at_least: int = 0) -> Operation:
+        """Accept a token and redeem it, as a service does."""
+        return await self.wallet.receive(self.wallet.accept(text), into, at_least=Msat(at_least))
+
     async def books(self) -> Books:
         """The books, checked."""
         assert await self.database.read(account_discrepancies) == []
@@ -56,8 +60,8 @@ async def fill_with_one_coin(bench: Bench, client: Purse, url: str, amount: int)
     """
     token = serialize_token(url, "sat", parse_token(await client.fund(amount)).proofs)
     other = serialize_token(url, "sat", parse_token(await client.fund(amount * 2 - 1)).proofs)
-    account = (await bench.wallet.receive(token, new_account("big"))).account_id
-    waste = (await bench.wallet.receive(other, new_account("waste"))).account_id
+    account = (await bench.receive(token, new_account("big"))).account_id
+    waste = (await bench.receive(other, new_account("waste"))).account_id
     while True:
         stock = {
             row["amount"]: row["n"]

@@ -148,6 +148,14 @@ async def live(at: Parts, tokens: list[str]) -> None:
     at.accounts.handed_over(operation, True)
 
 
+async def refill(at: Parts, tokens: list[str]) -> None:
+    """A refill of the inventory, a call paid right after it, and one more refill."""
+    await at.ask({"x-cashu": tokens[1]})
+    await at.wallet.refill()
+    await at.ask({"x-cashu": tokens[0]})
+    await at.wallet.refill()
+
+
 def _request(headers: dict[str, str]) -> Request:
     return Request("id", "GET", "/v1/wallet/balance", headers)
 
@@ -193,7 +201,11 @@ async def settle_live(at: Parts, tokens: list[str]) -> list[str]:
         await at.database.write(lambda conn: None)  # the mark of the delivery is on disk
 
 
-SCENARIOS = {"pay": (pay, settle_pay), "live": (live, settle_live)}
+SCENARIOS = {
+    "pay": (pay, settle_pay),
+    "live": (live, settle_live),
+    "refill": (refill, settle_pay),
+}
 
 
 async def play(task: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What is killed: an invoice becoming a balance, and a payout; see ``kill_scenarios``."""
+"""What is killed: an invoice becoming a balance, a payout, a refund; see ``kill_scenarios``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any
 import aiohttp
 
 from node.core.accounts import HoldRequest
+from node.core.keys import Terms
+from node.core.lightning import PayRequest
 from node.core.money import Msat
 from node.core.usage import Usage
 from node.ecash.crypto import mnemonic_to_seed, new_mnemonic
@@ -22,11 +24,28 @@ from node.ecash.wallet import Wallet
 from node.ledger.accounts import SqliteLedger
 from node.ledger.books import account_discrepancies, sum_books
 from node.ledger.database import Database
+from node.ledger.keys import SqliteKeys, store_terms
 from node.ledger.lightning import SqliteLightningStore
 from node.ledger.wallet import SqliteWalletStore
 from node.service.invoices import InvoiceLimits, Invoices
+from node.service.refunds import Refunds, RefundTerms
 from tests.integration import kill_scenarios
 from tests.integration.bench import PRICE, Bench
+
+
+class _Payee:
+    """Has one invoice."""
+
+    def __init__(self, request: PayRequest) -> None:
+        self._request = request
+
+    def check(self, destination: str) -> None:
+        raise NotImplementedError
+
+    async def invoice(self, destination: str, amount: Msat, *, or_less: bool = False) -> PayRequest:
+        assert self._request.amount <= amount
+        await asyncio.sleep(0)
+        return self._request
 
 
 @asynccontextmanager
@@ -51,7 +70,7 @@ async def parts(task: dict[str, Any]) -> AsyncIterator[tuple[Bench, Invoices]]:
 
 
 async def play(task: dict[str, Any]) -> None:
-    """An invoice, found paid; most of it charged; a payout."""
+    """An invoice, found paid; most of it charged; a payout; the refund of the rest."""
     async with parts(task) as (bench, invoices):
         made = await invoices.create(300, "peer", None)
         (Path(task["directory"]) / "invoice").write_text(made.invoice_id)
@@ -61,7 +80,13 @@ async def play(task: dict[str, Any]) -> None:
         await bench.ledger.settle(hold, Msat(200_000), Usage(1, 1))
         payable = (await bench.lightning.payable())[0]
         invoice = bench.lightning.read(task["tokens"][0])
-        await bench.lightning.pay(invoice, "test", payable, max_fee=Msat(10_000), reserve=Msat(0))
+        await bench.lightning.pay(invoice, "test", payable, max_fee=Msat(10_000))
+        keys = SqliteKeys(bench.database, lambda _: None)
+        await bench.database.write(
+            lambda conn: store_terms(conn, made.invoice.account_id, Terms(1, "me@example.com"))
+        )
+        payee = _Payee(bench.lightning.read(task["tokens"][1]))
+        await Refunds(bench.lightning, payee, keys, RefundTerms()).once()
 
 
 async def settle(task: dict[str, Any]) -> dict[str, Any]:
@@ -87,6 +112,9 @@ async def settle(task: dict[str, Any]) -> dict[str, Any]:
             "status": status,
             "received_msat": books.received_msat,
             "payouts_msat": books.payouts_msat,
+            "issued_msat": books.issued_msat,
+            "open_msat": books.open_msat,
+            "lost_msat": books.loss_msat,
             "transit_msat": books.transit_msat,
             "left_open": books.holds_open + books.operations_open,
             "coins": coins,

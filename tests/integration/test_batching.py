@@ -16,7 +16,7 @@ from tests.integration.bench import Bench, OpenBench, new_account
 
 async def receive_all(bench: Bench, tokens: list[str]) -> list[object]:
     return await asyncio.gather(
-        *(bench.wallet.receive(token, new_account(f"a{n}")) for n, token in enumerate(tokens)),
+        *(bench.receive(token, new_account(f"a{n}")) for n, token in enumerate(tokens)),
         return_exceptions=True,
     )
 

@@ -13,7 +13,14 @@ import pytest
 from node.core.lightning import invoice_hash
 from node.demo.mint import EmbeddedMint
 from node.ecash.mint import MintClient
-from node.errors import InvalidApiKey, InvalidValue, MintUnreachable, NotFound, RateLimitExceeded
+from node.errors import (
+    IdempotencyConflict,
+    InvalidApiKey,
+    InvalidValue,
+    MintUnreachable,
+    NotFound,
+    RateLimitExceeded,
+)
 from node.service.invoices import InvoiceLimits, Invoices, Progress
 from tests.fakes.mint_proxy import MintProxy
 from tests.integration.bench import Bench, OpenBench
@@ -184,3 +191,59 @@ async def test_thirty_watchers_credit_once(
     assert stored is not None
     assert stored.paid_at is not None
     assert abs(stored.paid_at - time.time()) < 60
+
+
+KEY = "0c9be8e9-35a5-4d1f-8e6a-6cf6d2f0a6f1"
+
+
+async def test_asking_again_under_the_same_key_gives_the_same_invoice(
+    slow_payers: EmbeddedMint, open_bench: OpenBench
+) -> None:
+    bench = await open_bench(slow_payers.url, timeout_s=10)
+    invoices = watcher(bench, InvoiceLimits(max_open_per_peer=1))
+    made = await asyncio.gather(*(invoices.create(50, "peer", None, KEY) for _ in range(5)))
+    assert len({(m.invoice_id, m.invoice.bolt11, m.payment_hash) for m in made}) == 1
+    bench = await open_bench(slow_payers.url, timeout_s=10)  # the answer was lost with the process
+    invoices = watcher(bench)
+    again = await invoices.create(50, "another address", None, KEY)
+    assert (again.invoice_id, again.invoice.bolt11) == (made[0].invoice_id, made[0].invoice.bolt11)
+    with pytest.raises(IdempotencyConflict):
+        await invoices.create(51, "peer", None, KEY)
+    await pay_all(slow_payers)
+    bench = await open_bench(slow_payers.url, timeout_s=10)
+    invoices = watcher(bench)
+    await until(invoices, again.invoice_id, "paid")
+    paid = await invoices.create(50, "peer", None, KEY)
+    assert (paid.invoice_id, paid.invoice.state) == (again.invoice_id, "paid")
+    assert (await bench.books()).received_msat == 50_000
+    rows = await bench.database.read(
+        lambda conn: conn.execute("SELECT COUNT(*) FROM invoices").fetchone()
+    )
+    assert rows[0] == 1
+
+
+async def test_a_key_names_an_invoice_of_one_account_only_and_tells_nothing(
+    slow_payers: EmbeddedMint, open_bench: OpenBench
+) -> None:
+    bench = await open_bench(slow_payers.url, timeout_s=10)
+    invoices = watcher(bench)
+    opened = await invoices.create(50, "peer", None, KEY)
+    mine, other = [(await invoices.create(5, "peer", None)).invoice.account_id for _ in range(2)]
+    topups = [await invoices.create(50, "peer", account, KEY) for account in (mine, other)]
+    assert len({opened.invoice_id, *(made.invoice_id for made in topups)}) == 3
+    assert (await invoices.create(50, "peer", mine, KEY)).invoice_id == topups[0].invoice_id
+    assert (await invoices.create(7, "peer", mine, "1")).invoice.account_id == mine
+    stored = await bench.database.read(lambda conn: conn.serialize())
+    for secret in (KEY, opened.invoice_id):
+        assert secret.encode() not in stored
+    elsewhere = Invoices(bench.lightning, bench.invoices, bench.ledger, b"o" * 32, InvoiceLimits())
+    assert (await elsewhere.create(50, "peer", None, KEY)).invoice_id != opened.invoice_id
+
+
+async def test_a_key_that_could_be_guessed_opens_no_account(
+    slow_payers: EmbeddedMint, open_bench: OpenBench
+) -> None:
+    bench = await open_bench(slow_payers.url, timeout_s=10)
+    with pytest.raises(InvalidValue) as refused:
+        await watcher(bench).create(50, "peer", None, "k" * 21)
+    assert refused.value.param == "idempotency-key"

@@ -63,7 +63,7 @@ async def one_kill(
 
 
 @pytest.mark.timeout(3600 if ALL else 240)
-@pytest.mark.parametrize("scenario", ["pay", "live"])
+@pytest.mark.parametrize("scenario", ["pay", "live", "refill"])
 @pytest.mark.parametrize("fees", [False, True])
 async def test_killed_anywhere_nothing_is_lost(
     scenario: str,

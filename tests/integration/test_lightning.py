@@ -20,6 +20,7 @@ from node.errors import (
     InsufficientBalance,
     InvalidApiKey,
     InvalidValue,
+    MintFull,
     MintLiquidity,
     Pending,
     RateLimitExceeded,
@@ -47,6 +48,7 @@ async def invoice(bench: Bench, name: str, amount: int = 21, into: int | None = 
         peer="peer",
         expires_at=now + 3600,
         watch_until=now + 7200,
+        max_balance=quoted.max_balance,
     )
     opens = NewAccount("key", {key_hash(f"sk-{name}"): "spend"})
     return await bench.invoices.open_invoice(new, opens if into is None else into, ROOM)
@@ -91,7 +93,7 @@ async def test_a_paid_invoice_tops_up(
 ) -> None:
     client = await purse()
     bench = await open_bench(mint.url, timeout_s=10)
-    first = await bench.wallet.receive(await client.fund(5), new_account("key"))
+    first = await bench.receive(await client.fund(5), new_account("key"))
     made = await invoice(bench, "t", 30, into=first.account_id)
     assert await bench.lightning.collect(made) == "paid"
     assert await credited(bench, made) == 35_000
@@ -169,7 +171,7 @@ async def _send_as_is(bench: Bench, operation: Operation, url: str) -> None:
 
 async def earn(bench: Bench, client_token: str, earned: int, name: str = "buyer") -> int:
     """An account that was charged ``earned`` sat; its id."""
-    account = (await bench.wallet.receive(client_token, new_account(name))).account_id
+    account = (await bench.receive(client_token, new_account(name))).account_id
     hold = await bench.ledger.hold(
         account, HoldRequest(name, None, "", "m", PRICE, Msat(earned * 1000))
     )
@@ -427,6 +429,24 @@ async def test_unpaid_invoices_are_bounded(mint: EmbeddedMint, open_bench: OpenB
     await bench.invoices.check_room("another", Room(5, 1, 3600))
 
 
+async def test_unpaid_invoices_count_against_what_may_be_held_of_a_mint(
+    tmp_path_factory: pytest.TempPathFactory, open_bench: OpenBench
+) -> None:
+    unpaid = {"FAKEWALLET_BRR": "FALSE"}
+    async with EmbeddedMint(tmp_path_factory.mktemp("unpaid"), settings=unpaid) as own:
+        bench = await open_bench(own.url, timeout_s=10, max_balance=Msat(40_000))
+        outcomes = await asyncio.gather(
+            *(invoice(bench, str(n), 15) for n in range(4)), return_exceptions=True
+        )
+        assert sum(isinstance(outcome, Invoice) for outcome in outcomes) == 2
+        assert {type(outcome) for outcome in outcomes} == {Invoice, MintFull}
+        with pytest.raises(MintFull):
+            await bench.lightning.quote(11)
+        assert (await bench.lightning.quote(10)).amount == 10
+        await bench.database.write(lambda conn: conn.execute("UPDATE invoices SET expires_at = 1"))
+        assert (await bench.lightning.quote(40)).amount == 40
+
+
 # -- the operator's payouts ----------------------------------------------------------------
 
 
@@ -437,8 +457,11 @@ class _Payee:
         self._client = client
         self.asked: list[int] = []
 
-    async def invoice(self, destination: str, amount: Msat) -> PayRequest:
+    def check(self, destination: str) -> None:
         assert destination == "me@example.com"
+
+    async def invoice(self, destination: str, amount: Msat, *, or_less: bool = False) -> PayRequest:
+        self.check(destination)
         self.asked.append(amount)
         return read_bolt11((await self._client.mint.mint_quote(amount // 1000, "sat")).request)
 

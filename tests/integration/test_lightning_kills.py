@@ -1,4 +1,4 @@
-"""Promise: killed at any await of an invoice or a payout, the node loses nothing and pays once.
+"""Promise: killed at any await of an invoice, payout or refund, a node loses nothing, pays once.
 
 ``make test`` samples the moments, a different sample each day; ``make soak`` takes all of them.
 """
@@ -22,6 +22,8 @@ from tests.integration.zygote import Zygote, zygote_of
 
 ALL = os.environ.get("NODESTR_SOAK") == "1"
 SAMPLES = 12
+REFUND = 80
+"""Sat of the refund's invoice: what the client has left, less what Lightning may cost."""
 
 
 @pytest.fixture
@@ -32,7 +34,7 @@ async def zygote() -> AsyncIterator[Zygote]:
 
 @pytest.mark.timeout(3600 if ALL else 240)
 @pytest.mark.parametrize("fees", [False, True])
-async def test_killed_anywhere_an_invoice_is_credited_and_a_payout_paid_once(
+async def test_killed_anywhere_an_invoice_is_credited_and_a_payout_and_a_refund_are_paid_once(
     fees: bool, mint: EmbeddedMint, fee_mint: EmbeddedMint, zygote: Zygote, tmp_path: Path
 ) -> None:
     own, other = (fee_mint, mint) if fees else (mint, fee_mint)
@@ -42,8 +44,8 @@ async def test_killed_anywhere_an_invoice_is_credited_and_a_payout_paid_once(
         async def task(step: int, name: str) -> dict[str, Any]:
             directory = tmp_path / name
             directory.mkdir()
-            bolt11 = (await payee.mint.mint_quote(100, "sat")).request
-            return {"step": step, "directory": str(directory), "mint": own.url, "tokens": [bolt11]}
+            bolt11s = [(await payee.mint.mint_quote(n, "sat")).request for n in (100, REFUND)]
+            return {"step": step, "directory": str(directory), "mint": own.url, "tokens": bolt11s}
 
         low, high = 1, 2048  # about how many resumptions the whole journey takes
         while high - low > 8:
@@ -51,6 +53,10 @@ async def test_killed_anywhere_an_invoice_is_credited_and_a_payout_paid_once(
             code, _ = await zygote.run(await task(middle, f"length-{middle}"))
             assert code in (0, KILLED)
             low, high = (middle, high) if code == KILLED else (low, middle)
+        whole = await task(1 << 30, "whole")
+        assert (await zygote.run(whole))[0] == 0
+        after = json.loads((await zygote.run({**whole, "step": 0}))[1])
+        assert (after["payouts_msat"], after["issued_msat"]) == (100_000, REFUND * 1000)
         steps = list(range(1, low + 1))
         if not ALL:
             today = datetime.datetime.now(datetime.UTC).date().isoformat()
@@ -67,7 +73,12 @@ async def test_killed_anywhere_an_invoice_is_credited_and_a_payout_paid_once(
             if after["status"]:
                 assert (after["status"], after["received_msat"]) == ("paid", 300_000), step
             assert after["payouts_msat"] in (0, 100_000), step
-            outcomes.add(after["payouts_msat"])
+            assert after["issued_msat"] in (0, REFUND * 1000), step
+            assert after["lost_msat"] == 0, step
+            if after["status"]:  # the rest of the client's money is on the account
+                kept = 100_000 if after["payouts_msat"] or after["issued_msat"] else 300_000
+                assert after["open_msat"] + after["issued_msat"] <= kept, step
+            outcomes.add((after["payouts_msat"], after["issued_msat"]))
             if after["coins"]:
                 assert set(await purse.mint.check_state(after["coins"])) == {"UNSPENT"}, step
-    assert not ALL or outcomes == {0, 100_000}
+    assert not ALL or outcomes == {(0, 0), (100_000, 0), (100_000, REFUND * 1000)}

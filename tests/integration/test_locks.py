@@ -37,12 +37,12 @@ async def test_a_token_locked_to_the_node_is_redeemed_once(
     client = await purse()
     token = await client.fund(21, lock_to=OURS)
     bench = await open_bench(mint.url, timeout_s=10, terms=TERMS)
-    operation = await bench.wallet.receive(token, new_account("a"))
+    operation = await bench.receive(token, new_account("a"))
     assert operation.credit == 21_000
-    again = await bench.wallet.receive(token, new_account("a"))
+    again = await bench.receive(token, new_account("a"))
     assert again.id == operation.id
     with pytest.raises(TokenAlreadySpent):
-        await bench.wallet.receive(token, new_account("b"))
+        await bench.receive(token, new_account("b"))
     issued = await bench.wallet.issue(operation.account_id, None)
     assert await client.receive(issued.token or "") == 21
     await bench.books()
@@ -59,7 +59,7 @@ async def test_the_signature_is_journalled_and_a_replay_sends_the_same_bytes(
         await bench.wallet.refresh(proxy.url)
         proxy.faults.append(fault)
         with pytest.raises(NodeError):
-            await bench.wallet.receive(token, new_account("a"))
+            await bench.receive(token, new_account("a"))
         (journalled,) = await bench.store.open_operations()
         assert all(json.loads(proof.witness or "")["signatures"] for proof in journalled.inputs)
         # the next process does not even have the key
@@ -76,7 +76,7 @@ async def test_a_token_locked_to_another_is_refused_before_anything_is_asked_or_
     for url in (mint.url, "http://127.0.0.1:1"):  # nobody listens there
         bench = await open_bench(url, terms=TERMS)
         with pytest.raises(TokenMalformed, match="another key"):
-            await bench.wallet.receive(at(url, locked), new_account("a"))
+            await bench.receive(at(url, locked), new_account("a"))
         with pytest.raises(TokenMalformed, match="another key"):
             bench.wallet.accept(at(url, locked))
         assert await bench.store.open_operations() == []
@@ -93,9 +93,9 @@ async def test_a_lock_to_another_with_its_witness_goes_to_the_mint(
         bare, proofs=tuple(replace(p, witness='{"signatures":["00"]}') for p in bare.proofs)
     )
     with pytest.raises(TokenMalformed, match="the mint refuses"):
-        await bench.wallet.receive(text(bad), new_account("a"))
+        await bench.receive(text(bad), new_account("a"))
     signed = unlocked_by(OTHER, bare)
-    assert (await bench.wallet.receive(text(signed), new_account("a"))).credit == 5_000
+    assert (await bench.receive(text(signed), new_account("a"))).credit == 5_000
 
 
 def text(token: Token) -> str:
@@ -120,14 +120,14 @@ async def test_a_false_dleq_is_refused_before_the_swap(
         ]
         mixed = replace(good, proofs=(good.proofs[0], *false[1:]))
         with pytest.raises(TokenMalformed, match="not signed by its mint"):
-            await bench.wallet.receive(text(mixed), new_account("a"))
+            await bench.receive(text(mixed), new_account("a"))
         assert proxy.swaps == 0
         bare = replace(good, proofs=tuple(replace(p, dleq=None) for p in good.proofs))
         strict = await open_bench(proxy.url, timeout_s=10, require_dleq=True)
         with pytest.raises(TokenMalformed, match="DLEQ"):
-            await strict.wallet.receive(text(bare), new_account("a"))
+            await strict.receive(text(bare), new_account("a"))
         assert proxy.swaps == 0
-        assert (await strict.wallet.receive(text(good), new_account("a"))).credit == 5_000
+        assert (await strict.receive(text(good), new_account("a"))).credit == 5_000
 
 
 async def test_a_dead_token_costs_the_mint_nothing_the_second_time(
@@ -151,14 +151,14 @@ async def test_a_dead_token_costs_the_mint_nothing_the_second_time(
             (text(foreign), TokenMalformed),
         ):
             with pytest.raises(error):
-                await bench.wallet.receive(dead, new_account("a"))
+                await bench.receive(dead, new_account("a"))
             seen = proxy.requests
             for name in ("a", "b"):
                 with pytest.raises(error):
-                    await bench.wallet.receive(dead, new_account(name))
+                    await bench.receive(dead, new_account(name))
             assert proxy.requests == seen
         # the coins that were forged are as good as they were
-        assert (await bench.wallet.receive(text(good), new_account("a"))).credit == 8_000
+        assert (await bench.receive(text(good), new_account("a"))).credit == 8_000
 
 
 async def test_a_refusal_that_means_nothing_is_not_remembered(
@@ -170,8 +170,8 @@ async def test_a_refusal_that_means_nothing_is_not_remembered(
         token = at(proxy.url, await client.fund(8))
         proxy.faults.append("refuse")
         with pytest.raises(TokenMalformed):
-            await bench.wallet.receive(token, new_account("a"))
-        assert (await bench.wallet.receive(token, new_account("a"))).credit == 8_000
+            await bench.receive(token, new_account("a"))
+        assert (await bench.receive(token, new_account("a"))).credit == 8_000
 
 
 async def test_what_a_402_asks_for(tmp_path: Path, open_bench: OpenBench) -> None:

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from node.core.accounts import HoldRequest, NewAccount
+from node.core.accounts import HoldRequest, NewAccount, key_hash
+from node.core.lightning import OPERATOR
 from node.core.money import Msat
 from node.core.usage import Usage
 from node.demo.mint import EmbeddedMint
 from node.ecash.circuit import Circuit
 from node.ecash.payment_request import PaymentRequest
 from node.ecash.token import parse_token, serialize_token
-from node.errors import MintFull, MintUnreachable, Pending
+from node.errors import MintFull, MintLiquidity, MintUnreachable, Pending
 from tests.conftest import OpenPurse
 from tests.fakes.mint_proxy import MintProxy
 from tests.integration.bench import PRICE, Bench, OpenBench, fill_with_one_coin, new_account
@@ -49,7 +50,7 @@ async def test_a_mint_that_hangs_holds_up_no_other(
         proxy.faults.extend(["hang"] * 4)
         stuck = [
             asyncio.create_task(
-                bench.wallet.receive(at(proxy.url, await client.fund(4)), new_account(str(number)))
+                bench.receive(at(proxy.url, await client.fund(4)), new_account(str(number)))
             )
             for number in range(4)
         ]
@@ -57,7 +58,7 @@ async def test_a_mint_that_hangs_holds_up_no_other(
             await asyncio.sleep(0.01)
         for number in range(3):
             token = await other.fund(21)
-            operation = await bench.wallet.receive(token, new_account(f"live {number}"))
+            operation = await bench.receive(token, new_account(f"live {number}"))
             issued = await bench.wallet.issue(operation.account_id, Msat(7_000))
             assert issued.mint == fee_mint.url
         assert not any(task.done() for task in stuck)
@@ -76,31 +77,31 @@ async def test_a_mint_that_is_down_is_left_alone_and_comes_back(
         await bench.wallet.refresh(proxy.url)
         circuit = circuit_of(bench, proxy.url)
         known_token = at(proxy.url, await client.fund(4))
-        known = await bench.wallet.receive(known_token, new_account("known"))
+        known = await bench.receive(known_token, new_account("known"))
         lost = at(proxy.url, await client.fund(8))
         proxy.faults.append("lose_answer")
         with pytest.raises(Pending):
-            await bench.wallet.receive(lost, new_account("lost"))
+            await bench.receive(lost, new_account("lost"))
         await proxy.vanish()
         tokens = [at(proxy.url, await client.fund(2)) for _ in range(4)]
         for number, token in enumerate(tokens[:2]):
             with pytest.raises(MintUnreachable):
-                await bench.wallet.receive(token, new_account(str(number)))
+                await bench.receive(token, new_account(str(number)))
         assert state(circuit) == "open"
         rows = await operations(bench)
         with pytest.raises(MintUnreachable) as refused:
-            await bench.wallet.receive(tokens[2], new_account("2"))
+            await bench.receive(tokens[2], new_account("2"))
         assert refused.value.retry_after_s
         assert await operations(bench) == rows, "nothing is journalled for a mint that is not asked"
         # what has begun before is still told, without the mint
-        assert (await bench.wallet.receive(known_token, new_account("known"))).id == known.id
+        assert (await bench.receive(known_token, new_account("known"))).id == known.id
         assert await bench.wallet.recover() == 1
         await proxy.reappear()
         await half_open(circuit)
         assert await bench.wallet.recover() == 0
         assert state(circuit) == "closed"
         for number, token in enumerate(tokens):
-            received = await bench.wallet.receive(token, new_account(str(number)))
+            received = await bench.receive(token, new_account(str(number)))
             assert received.credit == 2_000
         assert (await bench.books()).open_msat == 20_000
 
@@ -117,16 +118,16 @@ async def test_a_client_asks_the_mint_again_after_a_while_before_it_risks_a_toke
         await proxy.vanish()
         while state(circuit) == "closed":
             with pytest.raises(MintUnreachable):
-                await bench.wallet.receive(token, new_account("a"))
+                await bench.receive(token, new_account("a"))
         await half_open(circuit)
         rows = await operations(bench)
         with pytest.raises(MintUnreachable):
-            await bench.wallet.receive(token, new_account("a"))
+            await bench.receive(token, new_account("a"))
         assert await operations(bench) == rows
         assert state(circuit) == "open"
         await proxy.reappear()
         await half_open(circuit)
-        assert (await bench.wallet.receive(token, new_account("a"))).credit == 4_000
+        assert (await bench.receive(token, new_account("a"))).credit == 4_000
 
 
 async def test_what_needs_a_swap_is_issued_by_a_mint_that_answers(
@@ -145,7 +146,7 @@ async def test_what_needs_a_swap_is_issued_by_a_mint_that_answers(
                 await bench.wallet.refresh(proxy.url)
         with pytest.raises(MintUnreachable):  # and not "this node does not have it"
             await bench.wallet.issue(account, Msat(5_000))
-        await bench.wallet.receive(await other.fund(63), new_account("liquidity"))
+        await bench.receive(await other.fund(63), OPERATOR)  # nobody's but the node's own
         issued = await bench.wallet.issue(account, Msat(5_000))
         assert issued.mint == fee_mint.url
         asked = PaymentRequest.decode(bench.wallet.payment_request(Msat(1)) or "")
@@ -161,7 +162,7 @@ async def test_no_more_of_a_mint_is_held_than_its_limit(
         bench = await open_bench(proxy.url, timeout_s=30, max_balance=Msat(40_000))
         tokens = [at(proxy.url, await client.fund(8)) for _ in range(9)]
         results = await asyncio.gather(
-            *(bench.wallet.receive(t, new_account(str(n))) for n, t in enumerate(tokens)),
+            *(bench.receive(t, new_account(str(n))) for n, t in enumerate(tokens)),
             return_exceptions=True,
         )
         assert sum(isinstance(result, MintFull) for result in results) == 4
@@ -171,12 +172,12 @@ async def test_no_more_of_a_mint_is_held_than_its_limit(
         swaps = proxy.swaps
         full = next(n for n in range(9) if n not in done)
         with pytest.raises(MintFull):
-            await bench.wallet.receive(tokens[full], new_account(str(full)))
-        again = await bench.wallet.receive(tokens[done[0]], new_account(str(done[0])))
+            await bench.receive(tokens[full], new_account(str(full)))
+        again = await bench.receive(tokens[done[0]], new_account(str(done[0])))
         assert again.credit == 8_000
         assert proxy.swaps == swaps
         await bench.wallet.issue(again.account_id, Msat(8_000))
-        assert (await bench.wallet.receive(tokens[full], new_account("x"))).credit == 8_000
+        assert (await bench.receive(tokens[full], new_account("x"))).credit == 8_000
 
 
 async def operations(bench: Bench) -> int:
@@ -219,7 +220,7 @@ async def test_after_a_rotation_old_coins_come_in_and_go_out(
     async with RotatingMint(tmp_path / "mint", input_fee_ppk=fee_ppk) as mint:
         client = await purse(mint.url)
         bench = await open_bench(mint.url, timeout_s=10, cooldown_s=0.2)
-        before = (await bench.wallet.receive(await client.fund(60), new_account("a"))).account_id
+        before = (await bench.receive(await client.fund(60), new_account("a"))).account_id
         old_tokens = [await client.fund(20) for _ in range(3)]
         (old_id,) = {k.id for k in await client.mint.keysets() if k.active}
         await mint.rotate()
@@ -227,17 +228,17 @@ async def test_after_a_rotation_old_coins_come_in_and_go_out(
         assert listed[old_id] is False
         assert list(listed.values()).count(True) == 1
         # the node has not heard of it: its first swap is refused, and then goes through
-        received = await bench.wallet.receive(old_tokens[0], new_account("b"))
+        received = await bench.receive(old_tokens[0], new_account("b"))
         assert received.credit == (20 - fee) * 1000
         assert {output.keyset_id for output in received.outputs} == listed.keys() - {old_id}
         # a new process, which never saw the old keyset's keys in this life
         bench = await open_bench(mint.url, timeout_s=10)
         await bench.wallet.refresh(mint.url)
-        await bench.wallet.receive(old_tokens[1], new_account("c"))
+        await bench.receive(old_tokens[1], new_account("c"))
         for amount in (7, 30):  # old coins of the inventory, given out or swapped
             issued = await bench.wallet.issue(before, Msat(amount * 1000))
             assert await client.receive(issued.token or "") == amount - fee
-        paid = await bench.wallet.receive(old_tokens[2], NewAccount("request", {"r": "request"}))
+        paid = await bench.receive(old_tokens[2], NewAccount("request", {"r": "request"}))
         hold = await bench.ledger.hold(
             paid.account_id, HoldRequest("id", "x-cashu", "", "m", PRICE, Msat(15_000))
         )
@@ -257,4 +258,30 @@ async def test_keys_of_an_old_keyset_are_asked_for_when_its_coins_come(
         token = await client.fund(20)
         await mint.rotate()
         bench = await open_bench(mint.url, timeout_s=10, require_dleq=True)
-        assert (await bench.wallet.receive(token, new_account("a"))).credit == 20_000
+        assert (await bench.receive(token, new_account("a"))).credit == 20_000
+
+
+async def test_nobody_takes_the_coins_that_anothers_change_needs(
+    mint: EmbeddedMint, fee_mint: EmbeddedMint, purse: OpenPurse, open_bench: OpenBench
+) -> None:
+    """A withdrawal at another mint gets what is not owed to those who paid with that mint's."""
+    a, b = mint.url, fee_mint.url
+    at_a, at_b = await purse(a), await purse(b)
+    bench = await open_bench(a, b)
+    wallet = bench.wallet
+    x = (await bench.receive(await at_a.fund(100), new_account("x"))).account_id
+    y = (await bench.receive(await at_b.fund(64), new_account("y"))).account_id
+    request = NewAccount("request", {key_hash("r", "request"): "request"})
+    r = (await bench.receive(await at_b.fund(64), request)).account_id
+    with pytest.raises(MintLiquidity):
+        await wallet.issue(x, Msat(99_000), only=b)
+    with pytest.raises(MintLiquidity):
+        await wallet.issue(y, Msat(60_000), only=a)
+    closed = await wallet.close_idle(r)
+    assert not closed.open
+    assert closed.change is not None
+
+    moved = await wallet.issue(x, Msat(40_000))
+    assert moved.mint == a
+    books = await bench.books()
+    assert books.problems() == []

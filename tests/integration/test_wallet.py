@@ -33,7 +33,7 @@ async def test_receive_credits_the_net_and_issue_gives_it_back(
     for served, fee in ((mint, 0), (fee_mint, 1)):
         client = await purse(served.url)
         bench = await open_bench(served.url, timeout_s=10)
-        operation = await bench.wallet.receive(await client.fund(100), new_account(served.url))
+        operation = await bench.receive(await client.fund(100), new_account(served.url))
         assert operation.credit == (100 - fee) * 1000
         issued = await bench.wallet.issue(operation.account_id, Msat(37_000))
         assert issued.token is not None
@@ -52,7 +52,7 @@ async def test_change_comes_from_the_inventory_without_the_mint(
         bench = await open_bench(proxy.url, timeout_s=10)
         token = (await client.fund(60)).strip()
         relabelled = serialize_token(proxy.url, "sat", parse_token(token).proofs)
-        operation = await bench.wallet.receive(relabelled, new_account("a"))
+        operation = await bench.receive(relabelled, new_account("a"))
         issued = await bench.wallet.issue(operation.account_id, Msat(23_000))
         assert parse_token(issued.token or "").amount == 23
         assert proxy.swaps == 1
@@ -82,11 +82,11 @@ async def test_a_receive_with_an_unknown_outcome_is_pending_then_credited_once(
         await bench.wallet.refresh(proxy.url)
         proxy.faults.append(fault)
         with pytest.raises(Pending):
-            await bench.wallet.receive(relabelled, new_account("a"))
+            await bench.receive(relabelled, new_account("a"))
         assert (await bench.books()).received_msat == 0
         bench = await open_bench(proxy.url, timeout_s=10)  # as after a crash: all memory is gone
         assert await bench.wallet.recover() == 0
-        again = await bench.wallet.receive(relabelled, new_account("a"))
+        again = await bench.receive(relabelled, new_account("a"))
         assert again.credit == 21_000
         books = await bench.books()
         assert (books.received_msat, books.open_msat) == (21_000, 21_000)
@@ -104,7 +104,7 @@ async def test_a_swap_the_mint_saw_twice_is_ours(
         bench = await open_bench(proxy.url, timeout_s=10)
         proxy.faults.append("duplicate")
         relabelled = serialize_token(proxy.url, "sat", parse_token(token).proofs)
-        operation = await bench.wallet.receive(relabelled, new_account("a"))
+        operation = await bench.receive(relabelled, new_account("a"))
         assert operation.credit == 13_000
         await bench.books()
 
@@ -141,15 +141,13 @@ async def test_the_same_token_is_one_receive_however_often_it_comes(
     client = await purse()
     bench = await open_bench(mint.url, timeout_s=10)
     token = await client.fund(9)
-    results = await asyncio.gather(
-        *(bench.wallet.receive(token, new_account("a")) for _ in range(8))
-    )
+    results = await asyncio.gather(*(bench.receive(token, new_account("a")) for _ in range(8)))
     assert {result.id for result in results} == {results[0].id}
     with pytest.raises(TokenAlreadySpent):
-        await bench.wallet.receive(token, new_account("b"))
+        await bench.receive(token, new_account("b"))
     part = serialize_token(mint.url, "sat", parse_token(token).proofs[:1])
     with pytest.raises(TokenAlreadySpent):
-        await bench.wallet.receive(part, new_account("a"))
+        await bench.receive(part, new_account("a"))
     assert (await bench.books()).received_msat == 9_000
 
 
@@ -161,22 +159,22 @@ async def test_refusals_take_nothing_and_leave_nothing(
     spent = await client.fund(8)
     await client.receive(spent)
     with pytest.raises(TokenAlreadySpent):
-        await bench.wallet.receive(spent, new_account("a"))
+        await bench.receive(spent, new_account("a"))
     good = parse_token(await client.fund(8))
     forged = serialize_token(
         mint.url, "sat", [type(p)(p.keyset_id, p.amount, p.secret + "x", p.c) for p in good.proofs]
     )
     with pytest.raises(TokenMalformed):
-        await bench.wallet.receive(forged, new_account("a"))
+        await bench.receive(forged, new_account("a"))
     foreign = await (await purse(fee_mint.url)).fund(8)
     with pytest.raises(MintNotAccepted):
-        await bench.wallet.receive(foreign, new_account("a"))
+        await bench.receive(foreign, new_account("a"))
     # the coins of the forged token are free again, and so is the key of the refused account
     genuine = serialize_token(mint.url, "sat", good.proofs)
-    assert (await bench.wallet.receive(genuine, new_account("a"))).credit == 8_000
+    assert (await bench.receive(genuine, new_account("a"))).credit == 8_000
     fee_bench = await open_bench(fee_mint.url, timeout_s=10)
     with pytest.raises(FeesExceedAmount):
-        await fee_bench.wallet.receive(await (await purse(fee_mint.url)).fund(1), new_account("c"))
+        await fee_bench.receive(await (await purse(fee_mint.url)).fund(1), new_account("c"))
 
 
 async def test_a_mint_that_is_down_touches_no_token(
@@ -189,10 +187,10 @@ async def test_a_mint_that_is_down_touches_no_token(
         await bench.wallet.refresh(own.url)
         await own.stop()
         with pytest.raises(MintUnreachable):
-            await bench.wallet.receive(token, new_account("a"))
+            await bench.receive(token, new_account("a"))
         assert await bench.store.open_operations() == []
         await own.start()
-        assert (await bench.wallet.receive(token, new_account("a"))).credit == 8_000
+        assert (await bench.receive(token, new_account("a"))).credit == 8_000
 
 
 async def test_thirty_withdrawals_at_once_never_overspend_nor_share_a_coin(
@@ -200,7 +198,7 @@ async def test_thirty_withdrawals_at_once_never_overspend_nor_share_a_coin(
 ) -> None:
     client = await purse()
     bench = await open_bench(mint.url, timeout_s=30)
-    account = (await bench.wallet.receive(await client.fund(100), new_account("a"))).account_id
+    account = (await bench.receive(await client.fund(100), new_account("a"))).account_id
 
     async def withdraw() -> str | NodeError:
         try:
@@ -224,9 +222,7 @@ async def test_settle_and_close_charges_issues_the_change_and_books_the_dust(
 ) -> None:
     client = await purse()
     bench = await open_bench(mint.url, timeout_s=10)
-    operation = await bench.wallet.receive(
-        await client.fund(60), NewAccount("request", {"r": "request"})
-    )
+    operation = await bench.receive(await client.fund(60), NewAccount("request", {"r": "request"}))
     hold = await bench.ledger.hold(
         operation.account_id, HoldRequest("id", "x-cashu", "", "m", PRICE, Msat(30_000))
     )

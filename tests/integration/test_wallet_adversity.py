@@ -66,7 +66,7 @@ async def test_a_refusal_is_no_proof_that_an_earlier_request_will_not_land(
         token = at(proxy.url, await client.fund(21))
         proxy.faults.extend(["late", "refuse"])
         with pytest.raises(Pending):
-            await bench.wallet.receive(token, new_account("a"))
+            await bench.receive(token, new_account("a"))
         assert await bench.wallet.recover() == 1  # refused, and still not given up
         assert await proxy.land() == [200]
         assert await bench.wallet.recover() == 0
@@ -84,7 +84,7 @@ async def test_a_receive_that_landed_after_it_was_given_up_is_credited(
         token = at(proxy.url, await client.fund(21))
         proxy.faults.extend(["late", "refuse"])
         with pytest.raises(Pending):
-            await bench.wallet.receive(token, new_account("a"))
+            await bench.receive(token, new_account("a"))
         await long_ago(bench)
         assert await bench.wallet.recover() == 0
         assert await states(bench) == ["failed"]
@@ -93,7 +93,7 @@ async def test_a_receive_that_landed_after_it_was_given_up_is_credited(
         if finder == "recovery":
             await bench.wallet.recover()
             assert (await bench.books()).open_msat == 21_000
-        operation = await bench.wallet.receive(token, new_account("a"))
+        operation = await bench.receive(token, new_account("a"))
         assert (operation.state, operation.credit) == ("done", 21_000)
         assert (await bench.books()).open_msat == 21_000
 
@@ -165,7 +165,7 @@ async def test_a_mint_that_vanishes_while_it_is_asked_what_happened_proves_nothi
             proxy.faults.append("duplicate")
             proxy.vanish_after_swap = True
             with pytest.raises(Pending):
-                await bench.wallet.receive(token, new_account("a"))
+                await bench.receive(token, new_account("a"))
             assert await states(bench) == ["intent"]
             await proxy.reappear()
             assert await bench.wallet.recover() == 0
@@ -182,7 +182,7 @@ async def test_a_stale_list_of_open_operations_never_sends_what_has_failed(
         token = at(proxy.url, await client.fund(21))
         proxy.faults.append("late")
         with pytest.raises(Pending):
-            await bench.wallet.receive(token, new_account("a"))
+            await bench.receive(token, new_account("a"))
         stale = (await bench.store.open_operations())[0]
         proxy.faults.append("refuse")
         await long_ago(bench)
@@ -197,10 +197,10 @@ async def test_a_database_from_a_backup_neither_repeats_counters_nor_credits_spe
 ) -> None:
     client = await purse()
     bench = await open_bench(mint.url, timeout_s=10)
-    await bench.wallet.receive(await client.fund(15), new_account("before"))
+    await bench.receive(await client.fund(15), new_account("before"))
     backup = await bench.database.read(lambda conn: conn.serialize())
     lost = await client.fund(31)
-    await bench.wallet.receive(lost, new_account("after"))
+    await bench.receive(lost, new_account("after"))
     path = Path(
         await bench.database.read(
             lambda conn: conn.execute("PRAGMA database_list").fetchone()["file"]
@@ -212,8 +212,8 @@ async def test_a_database_from_a_backup_neither_repeats_counters_nor_credits_spe
     path.write_bytes(backup)
     bench = await open_bench(mint.url, timeout_s=10)
     with pytest.raises(TokenAlreadySpent):
-        await bench.wallet.receive(lost, new_account("thief"))
-    fresh = await bench.wallet.receive(await client.fund(31), new_account("victim"))
+        await bench.receive(lost, new_account("thief"))
+    fresh = await bench.receive(await client.fund(31), new_account("victim"))
     assert fresh.credit == 31_000
     assert (await bench.books()).open_msat == 46_000
 
@@ -223,9 +223,7 @@ async def test_change_is_kept_for_its_owner_when_no_mint_can_give_it(
 ) -> None:
     client = await purse()
     bench = await open_bench(mint.url, timeout_s=10)
-    operation = await bench.wallet.receive(
-        await client.fund(60), NewAccount("request", {"r": "request"})
-    )
+    operation = await bench.receive(await client.fund(60), NewAccount("request", {"r": "request"}))
     hold = await bench.ledger.hold(
         operation.account_id, HoldRequest("id", "x-cashu", "", "m", PRICE, Msat(30_000))
     )
@@ -248,7 +246,7 @@ async def test_less_than_a_sat_left_at_a_node_with_an_msat_mint_is_settled(
     async with EmbeddedMint(tmp_path / "both", units=("sat", "msat")) as both:
         client = await purse(both.url)
         bench = await open_bench(both.url, timeout_s=10, units=("sat", "msat"))
-        operation = await bench.wallet.receive(
+        operation = await bench.receive(
             await client.fund(10), NewAccount("request", {"r": "request"})
         )
         hold = await bench.ledger.hold(
@@ -259,7 +257,7 @@ async def test_less_than_a_sat_left_at_a_node_with_an_msat_mint_is_settled(
         )
         assert (closed.cost, closed.dust, closed.change) == (9_600, 400, None)
         msat_client = await purse(both.url, unit="msat")
-        paid = await bench.wallet.receive(
+        paid = await bench.receive(
             await msat_client.fund(20_000), NewAccount("request", {"s": "request"})
         )
         hold = await bench.ledger.hold(
@@ -279,7 +277,7 @@ async def test_a_settlement_whose_commit_fails_is_tried_again(
 ) -> None:
     client = await purse()
     bench = await open_bench(mint.url, timeout_s=10)
-    account = (await bench.wallet.receive(await client.fund(9), new_account("a"))).account_id
+    account = (await bench.receive(await client.fund(9), new_account("a"))).account_id
     hold = await bench.ledger.hold(account, HoldRequest("id", None, "", "m", PRICE, Msat(5_000)))
 
     def spoil(conn: sqlite3.Connection) -> None:
@@ -300,7 +298,7 @@ async def test_the_mints_fees_never_make_the_node_owe_more_than_it_has(
 ) -> None:
     client = await purse(fee_mint.url)
     bench = await open_bench(fee_mint.url, timeout_s=10)
-    account = (await bench.wallet.receive(await client.fund(100), new_account("a"))).account_id
+    account = (await bench.receive(await client.fund(100), new_account("a"))).account_id
     received = 0
     while True:
         try:
@@ -325,7 +323,7 @@ async def test_a_token_that_fees_bring_below_the_price_is_not_spent(
     bench = await open_bench(fee_mint.url, timeout_s=10)
     token = await client.fund(60)
     with pytest.raises(InsufficientBalance):
-        await bench.wallet.receive(token, new_account("a"), at_least=Msat(60_000))
+        await bench.receive(token, new_account("a"), at_least=Msat(60_000))
     assert not await client.spent(token)
     assert await bench.store.open_operations() == []
 
@@ -340,11 +338,11 @@ async def test_a_locked_coin_without_its_signature_opens_nothing(
     signed = _sign(parse_token(locked), owner)
     assert coins_digest(parse_token(locked)) != coins_digest(parse_token(signed))
     with pytest.raises(TokenMalformed):  # without its witness it is not even offered to the mint
-        await bench.wallet.receive(locked, new_account("thief"))
-    assert (await bench.wallet.receive(signed, new_account("owner"))).credit == 20_000
+        await bench.receive(locked, new_account("thief"))
+    assert (await bench.receive(signed, new_account("owner"))).credit == 20_000
     with pytest.raises(TokenMalformed):
-        await bench.wallet.receive(locked, new_account("owner"))
-    assert (await bench.wallet.receive(signed, new_account("owner"))).credit == 20_000
+        await bench.receive(locked, new_account("owner"))
+    assert (await bench.receive(signed, new_account("owner"))).credit == 20_000
 
 
 def _sign(token: Token, key: PrivateKey) -> str:
@@ -369,7 +367,7 @@ async def test_recovery_at_a_dead_mint_does_not_delay_another(
             proxy.faults.append("lose_request")
             with pytest.raises(Pending):
                 token = at(proxy.url, await client.fund(3))
-                await bench.wallet.receive(token, new_account(f"a{number}"))
+                await bench.receive(token, new_account(f"a{number}"))
         slow.faults.extend(["hang", "hang"])
         recovering = asyncio.create_task(bench.wallet.recover())
         async with asyncio.timeout(5):
@@ -385,7 +383,7 @@ async def test_a_mint_that_never_answered_is_unreachable_and_nothing_is_begun(
     nowhere = "http://127.0.0.1:9"
     bench = await open_bench(nowhere)
     with pytest.raises(MintUnreachable):
-        await bench.wallet.receive(at(nowhere, await (await purse()).fund(5)), new_account("a"))
+        await bench.receive(at(nowhere, await (await purse()).fund(5)), new_account("a"))
     assert await states(bench) == []
 
 
@@ -394,18 +392,18 @@ async def test_refused_tokens_leave_no_gap_in_the_counters(
 ) -> None:
     client = await purse()
     bench = await open_bench(mint.url, timeout_s=10)
-    await bench.wallet.receive(await client.fund(7), new_account("a"))
+    await bench.receive(await client.fund(7), new_account("a"))
     before = await _counters(bench)
     spent = await client.fund(8)
     await client.receive(spent)
     with pytest.raises(TokenAlreadySpent):
-        await bench.wallet.receive(spent, new_account("b"))
+        await bench.receive(spent, new_account("b"))
     good = parse_token(await client.fund(8))
     forged = [replace(p, secret=p.secret[::-1], dleq=None) for p in good.proofs]
     with pytest.raises(TokenMalformed):
-        await bench.wallet.receive(serialize_token(mint.url, "sat", forged), new_account("c"))
+        await bench.receive(serialize_token(mint.url, "sat", forged), new_account("c"))
     assert await _counters(bench) == before
-    await bench.wallet.receive(await client.fund(9), new_account("d"))
+    await bench.receive(await client.fund(9), new_account("d"))
     assert (await bench.books()).open_msat == 16_000
 
 

@@ -8,7 +8,9 @@ import json
 import re
 import tomllib
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
+from typing import get_origin
 
 import pytest
 from hypothesis import given
@@ -16,8 +18,10 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 from structlog.testing import capture_logs
 
+from node.core.money import Msat
+from node.core.pricing import Price
 from node.settings import SecretRef, Settings, SettingsError, load
-from node.settings_sources import _kind
+from node.settings_sources import _required
 
 EXAMPLE = Path(__file__).parents[2] / "config" / "node.example.toml"
 
@@ -60,16 +64,17 @@ def problems(path: Path, text: str | None = None) -> tuple[str, ...]:
     return caught.value.problems
 
 
-def fields(model: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    for name in model.model_fields:
-        kind = _kind(Settings, (*path, name))
-        if kind is not None and getattr(kind, "__origin__", None) is tuple and not path:
+def fields(model: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
+    """(section, key) of every setting; tables in tables are sections of their own."""
+    for name, field in model.model_fields.items():
+        kind = _required(field.annotation)
+        if get_origin(kind) is tuple:
             kind = kind.__args__[0]
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            for field in kind.model_fields:
-                yield name, field
+            yield from fields(kind, (*path, name))
         else:
-            yield (name,)
+            assert field.description, (*path, name)
+            yield ".".join(path), name
 
 
 # The example
@@ -78,20 +83,29 @@ def fields(model: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[tuple
 def test_the_example_loads_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NODE_SECRET_KEY", "11" * 32)
     monkeypatch.setenv("UPSTREAM_API_KEY", "sk-x")
+    monkeypatch.setenv("OPENROUTER_API_KEY", "sk-y")
     settings = load(EXAMPLE)
     settings.check_secrets()
-    assert settings.models[0].to_model().price.input_per_mtok == 400_000
-    assert [model.id for model in settings.catalog()] == ["llama-3.3-70b"]
+    (llama,) = settings.catalog()
+    assert (llama.id, llama.aliases) == ("llama-3.3-70b", ("llama-3.3",))
+    assert llama.price.input_per_mtok == 400_000
+    _, qwen = settings.plans()
+    assert [backend.priority for backend in qwen.backends] == [0, 1]
+    assert qwen.in_usd
 
 
 def test_the_example_names_every_field_and_nothing_else() -> None:
     section, written = "", set()
     for line in EXAMPLE.read_text().splitlines():
-        if match := re.match(r"\[\[?(\w+)\]\]?$", line):
+        if match := re.match(r"\[\[?([\w.]+)\]\]?$", line):
             section = match[1]
         elif match := re.match(r"#?(\w+) =", line):
             written.add((section, match[1]))
-    assert written == set(fields(Settings))
+    named = set(fields(Settings))
+    backend = {(section, key) for section, key in named if section == "models.backends"}
+    prices = {("models.backends", key) for section, key in named if section == "models"}
+    assert written <= named
+    assert named - written <= backend & prices, "a backend's prices are those of models"
 
 
 def test_the_example_shows_the_defaults(config: Path) -> None:
@@ -110,10 +124,7 @@ def test_the_example_shows_the_defaults(config: Path) -> None:
 
 
 def test_every_field_is_described() -> None:
-    for path in fields(Settings):
-        kind = _kind(Settings, path[:1])
-        section = kind if isinstance(kind, type) else kind.__args__[0]
-        assert section.model_fields[path[1]].description, path
+    assert len(set(fields(Settings))) > 100
 
 
 # Where values come from
@@ -261,6 +272,146 @@ def test_no_model_without_a_price(config: Path, price: str, words: str) -> None:
 def test_models_with_another_price(config: Path, price: str) -> None:
     config.write_text(re.sub(r"(in|out)put_per_mtok_msat = \d+\n", "", MINIMAL) + price)
     load(config)
+
+
+def priced(lines: str) -> str:
+    """The minimal configuration with other prices."""
+    return re.sub(r"(in|out)put_per_mtok_msat = \d+\n", "", MINIMAL) + lines
+
+
+def test_prices_in_usd_are_exact(config: Path) -> None:
+    config.write_text(
+        priced('input_per_mtok_usd = "0.1"\noutput_per_mtok_usd = 3\nper_image_msat = 7')
+    )
+    (plan,) = load(config).plans()
+    (backend,) = plan.backends
+    assert backend.tariff is not None
+    price = backend.tariff.price(Fraction(100_000))
+    assert price == Price(Msat(100_000), Msat(3_000_000), per_image=Msat(7))
+    assert plan.model(None) is None
+    assert len(load(config).catalog()) == 0
+    document = load(config).document()["models"][0]
+    assert document["input_per_mtok_usd"] == "0.1"
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ("input_per_mtok_usd = 0.1", 'must be a decimal number in quotes, such as "0.60"'),
+        ('input_per_mtok_usd = "-1"', "must be a decimal number"),
+        ('input_per_mtok_usd = "1e3"', "must be a decimal number"),
+        ('input_per_mtok_usd = "1.0000000000001"', "must be a decimal number"),
+        ("input_per_mtok_usd = true", "must be a decimal number"),
+        (
+            'input_per_mtok_usd = "1"\ninput_per_mtok_msat = 1\noutput_per_mtok_msat = 1',
+            'model "m": input_per_mtok_msat and input_per_mtok_usd exclude each other',
+        ),
+        (
+            'per_image_usd = "1"\nper_image_msat = 1',
+            "per_image_msat and per_image_usd exclude each other",
+        ),
+        ('input_per_mtok_usd = "1"', "has no price that is complete"),
+        ('free = true\nper_request_usd = "1"', "choose one"),
+        ("markup_percent = 5", 'model "m" has no price'),
+        ("per_request_msat = 1\nmarkup_percent = 5", "it has prices of its own"),
+        (
+            'per_request_msat = 1\n[[models.backends]]\nupstream = "up"',
+            "name its upstream, or several in [[models.backends]]",
+        ),
+        (
+            "per_request_msat = 1\n[routing]\nstrategy = 'dearest'",
+            "routing.strategy: must be 'cheapest' or 'weighted'",
+        ),
+        (
+            "per_request_msat = 1\n[rates]\nsources = ['coinbase']",
+            "rates: min_sources is above the number of sources",
+        ),
+        ("per_request_msat = 1\n[rates]\nmax_age_s = 1", "max_age_s is below interval_s"),
+        (
+            "per_request_msat = 1\n[rates]\nmin_sources = 1\n"
+            "sources = [{url = 'http://example.com', path = 'a'}]",
+            "url must be https",
+        ),
+        ("per_request_msat = 1\naliases = ['m']", 'two entries have the id "m"'),
+        ("per_request_msat = 1\naliases = ['a b']", "models[0].aliases[0]"),
+    ],
+)
+def test_what_is_wrong_with_a_price_or_a_market(config: Path, lines: str, words: str) -> None:
+    assert any(words in problem for problem in problems(config, priced(lines)))
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ("dialect = 'x'", "upstreams[0].dialect: must be 'openai', 'anthropic'"),
+        ("api_version = '2024-10-21'", 'upstream "up": api_version is of dialect azure only'),
+        ("markup_percent = 1.5", "must be a decimal number in quotes"),
+        (
+            "discover = true\nfree = true\ndefault_input_per_mtok_msat = 1",
+            'upstream "up" is free = true and has default prices; choose one',
+        ),
+        (
+            "default_input_per_mtok_msat = 1\ndefault_input_per_mtok_usd = '1'",
+            "default_input_per_mtok_msat and default_input_per_mtok_usd exclude each other",
+        ),
+        ("only = ['a*']", "set discover = true"),
+        ("default_per_request_usd = '1'", "set discover = true"),
+        ("endpoints = ['chats']", "upstreams[0].endpoints[0]"),
+        ("max_models = 5000", "less than or equal to 800"),
+        ("weight = 0", "greater than or equal to 1"),
+    ],
+)
+def test_what_is_wrong_with_an_upstream(config: Path, lines: str, words: str) -> None:
+    text = MINIMAL.replace('name = "up"', f'name = "up"\n{lines}')
+    assert any(words in problem for problem in problems(config, text))
+
+
+def test_several_upstreams_of_one_model(config: Path) -> None:
+    text = MINIMAL.replace('upstream = "up"\n', "") + (
+        '[[models.backends]]\nupstream = "up"\nupstream_id = "x"\nper_request_msat = 5\n'
+        '[[models.backends]]\nupstream = "two"\npriority = 3\n'
+        '[[upstreams]]\nname = "two"\nbase_url = "http://127.0.0.1:1/v1"\nweight = 4\n'
+    )
+    config.write_text(text)
+    (model,) = load(config).catalog()
+    assert [(b.upstream, b.upstream_id, b.priority, b.weight) for b in model.backends] == [
+        ("up", "x", 0, 1),
+        ("two", "m", 3, 4),
+    ]
+    assert model.backends[0].price == Price(per_request=Msat(5))
+    assert model.backends[1].price == Price(Msat(1000), Msat(2000))
+    wrong = text.replace('upstream = "two"', 'upstream = "three"')
+    assert problems(config, wrong) == (
+        'models[0].backends[1].upstream: there is no [[upstreams]] entry "three"'
+        " (there is: two, up)",
+    )
+
+
+def test_listed_models_need_no_entry(config: Path) -> None:
+    config.write_text(MINIMAL.split("[[models]]")[0] + 'discover = true\nmarkup_percent = "7.5"\n')
+    settings = load(config)
+    terms = settings.upstreams[0].list_terms()
+    assert terms is not None
+    assert terms.markup_percent == Fraction(15, 2)
+    assert settings.plans() == []
+
+
+def test_a_rate_source_of_ones_own_is_asked_as_it_is_written(config: Path) -> None:
+    config.write_text(
+        MINIMAL + "[rates]\nsources = ['kraken', {url = 'https://x.example.com/a/', path = 'b.0'}]"
+    )
+    preset, own = load(config).rates.sources
+    assert preset == "kraken"
+    assert not isinstance(own, str)
+    assert (own.url, own.path) == ("https://x.example.com/a/", "b.0")
+
+
+def test_a_model_at_the_price_its_upstream_lists(config: Path) -> None:
+    text = priced('markup_percent = "10"')
+    config.write_text(text.replace('name = "up"', 'name = "up"\ndiscover = true'))
+    (plan,) = load(config).plans()
+    assert plan.backends[0].tariff is None
+    assert plan.backends[0].markup_percent == 10
 
 
 def test_what_refers_to_nothing_or_twice(config: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from node.core.catalog import Catalog, Model
 from node.core.identity import NodeInfo
 from node.core.money import MSAT_PER_SAT
+from node.core.pricing import Price
 
 _PER_MTOK = 1_000_000
 OWNER = "nodestr"
@@ -25,11 +26,13 @@ def models_document(catalog: Catalog) -> dict[str, Any]:
 def model_document(model: Model) -> dict[str, Any]:
     """One model: OpenAI's fields, and what the network's clients need to choose and to pay.
 
-    ``pricing`` is in sat per 1,000 tokens; ``sats_pricing`` is in sat per token, per request and
-    per image, its ``max_*`` in sat per call.
+    ``pricing`` is in sat per 1,000 tokens; ``sats_pricing`` is in sat per token, per request, per
+    image made, per minute of audio and per character read aloud, its ``max_*`` in sat per call.
+    What is not priced apart from other tokens, or not at all, is left out of it.
     """
     price = model.price
     owner, slash, _ = model.id.partition("/")
+    made = model.output_modalities
     return {
         "id": model.id,
         "object": "model",
@@ -39,9 +42,9 @@ def model_document(model: Model) -> dict[str, Any]:
         "description": model.description,
         "context_length": model.context_length,
         "architecture": {
-            "modality": f"{'+'.join(model.modalities)}->text",
+            "modality": f"{'+'.join(model.modalities)}->{'+'.join(made)}",
             "input_modalities": list(model.modalities),
-            "output_modalities": ["text"],
+            "output_modalities": list(made),
             "tokenizer": "Other",
             "instruct_type": None,
         },
@@ -58,12 +61,31 @@ def model_document(model: Model) -> dict[str, Any]:
             "prompt": price.input_per_mtok / (_PER_MTOK * MSAT_PER_SAT),
             "completion": price.output_per_mtok / (_PER_MTOK * MSAT_PER_SAT),
             "request": price.per_request / MSAT_PER_SAT,
-            "image": 0.0,
+            "image": price.per_image / MSAT_PER_SAT,
+            **_details(price),
             "max_prompt_cost": model.max_prompt_cost / MSAT_PER_SAT,
             "max_completion_cost": model.max_completion_cost / MSAT_PER_SAT,
             "max_cost": model.max_cost / MSAT_PER_SAT,
         },
     }
+
+
+def _details(price: Price) -> dict[str, float]:
+    """Prices that only some models have, under the names the network's other nodes use."""
+    per_mtok = {
+        "input_cache_read": price.cached_per_mtok,
+        "input_cache_write": price.cache_write_per_mtok,
+        "internal_reasoning": price.reasoning_per_mtok,
+        "character": price.per_mchar or None,
+    }
+    details = {
+        name: amount / (_PER_MTOK * MSAT_PER_SAT)
+        for name, amount in per_mtok.items()
+        if amount is not None
+    }
+    if price.per_audio_minute:
+        details["audio_minute"] = price.per_audio_minute / MSAT_PER_SAT
+    return details
 
 
 def info_document(info: NodeInfo) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,24 +11,14 @@ from node.core.money import Msat
 from node.errors import InvalidValue
 from node.ports import Refunder
 from node.service.json_body import json_object
+from node.service.terms import account_terms, date_field, integer_field, text_field
 
-MAX_INTEGER = (1 << 53) - 1
 MAX_CHILD_KEYS_AT_ONCE = 50
-_DATES = ("validity_date", "key_expiry_time")
-_MAX_DIGITS = 16
 
 
 def body_fields(request: Request) -> dict[str, Any]:
     """The JSON object of the body; an empty body is an empty object."""
     return json_object(request) if request.body.strip() else {}
-
-
-def text_field(fields: Mapping[str, Any], name: str) -> str | None:
-    """A string; None when absent or empty."""
-    value = fields.get(name)
-    if value is not None and not isinstance(value, str):
-        raise InvalidValue(f"{name} must be a string", param=name)
-    return value or None
 
 
 def needed(fields: Mapping[str, Any], name: str) -> str:
@@ -40,53 +29,16 @@ def needed(fields: Mapping[str, Any], name: str) -> str:
     return value
 
 
-def integer_field(fields: Mapping[str, Any], name: str) -> int | None:
-    """A number from 0 up, in digits when it comes from a query; None when absent."""
-    value = fields.get(name)
-    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= _MAX_DIGITS:
-        value = int(value)
-    if value is None or value == "":
-        return None
-    if type(value) is not int or not 0 <= value <= MAX_INTEGER:
-        raise InvalidValue(f"{name} must be an integer from 0 up", param=name)
-    return value
-
-
-def date_field(fields: Mapping[str, Any]) -> int | None:
-    """Until when a key is good (unix seconds), under either name the network knows."""
-    dates = {name: date for name in _DATES if (date := integer_field(fields, name)) is not None}
-    if len(set(dates.values())) > 1:
-        raise InvalidValue(f"{' and '.join(_DATES)} are two names of one date", param=_DATES[0])
-    for name, date in dates.items():
-        if date <= time.time():
-            raise InvalidValue(f"{name} must be a time to come, in unix seconds", param=name)
-        return date
-    return None
-
-
-def account_terms(fields: Mapping[str, Any], refunder: Refunder | None) -> Terms | None:
-    """What an account is to be opened with; None when nothing is asked for.
-
-    Args:
-        refunder: pays out over Lightning; None: a refund address could not be honoured.
-    """
+def new_account_terms(
+    request: Request, fields: Mapping[str, Any], refunder: Refunder | None
+) -> Terms | None:
+    """What an account is to be opened with; see ``node.service.terms.account_terms``."""
     for name in ("balance_limit", "balance_limit_reset"):
         if fields.get(name) not in (None, ""):
             raise InvalidValue(
                 f"{name} is for child keys; make one with /v1/balance/child-key", param=name
             )
-    expires_at = date_field(fields)
-    address = text_field(fields, "refund_address")
-    if address is not None:
-        if refunder is None:
-            raise InvalidValue(
-                "this node does not refund over Lightning; withdraw a token instead",
-                param="refund_address",
-            )
-        if expires_at is None:
-            raise InvalidValue("refund_address needs a validity_date", param="refund_address")
-        refunder.check(address)
-    return None if expires_at is None else Terms(expires_at, address)
+    return account_terms(fields, request.headers, refunder)
 
 
 def child_request(fields: Mapping[str, Any]) -> tuple[int, ChildTerms]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from node.core.exchange import Request
 from node.core.money import MSAT_PER_SAT
 from node.errors import InvalidApiKey, InvalidValue
-from node.service.accounts import Accounts, Unopened, check_date, is_token
+from node.service.accounts import KEY_HEADERS, Accounts, Unopened, check_date, is_token
 from node.service.dispatch import Reply
 from node.service.invoices import Invoices
 from node.service.json_body import json_object
@@ -35,7 +35,9 @@ class LightningEndpoints:
         account_id = None
         if purpose == "topup":
             account_id = await self._account(request, body.get("api_key"))
-        made = await self._invoices.create(amount, request.peer, account_id)
+        # Only what the client chose to be its key: what else names a request is no secret.
+        key = request.headers.get("idempotency-key")
+        made = await self._invoices.create(amount, request.peer, account_id, key)
         return Reply(
             {
                 "invoice_id": made.invoice_id,
@@ -65,7 +67,7 @@ class LightningEndpoints:
 
     async def _account(self, request: Request, api_key: object) -> int:
         """The account to top up: by ``Authorization``, else by ``api_key`` in the body."""
-        if "authorization" not in request.headers and api_key is not None:
+        if api_key is not None and request.headers.keys().isdisjoint(KEY_HEADERS):
             if not isinstance(api_key, str) or is_token(api_key):
                 raise InvalidValue("api_key must be an API key", param="api_key")
             request = replace(request, headers={"authorization": f"Bearer {api_key}"})

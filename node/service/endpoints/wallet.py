@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from node.core.accounts import Operation
+from node.core.accounts import Account, Operation
 from node.core.exchange import Request
 from node.core.keys import ChildKey, ChildTerms, Spending
 from node.core.money import MSAT_PER_SAT, Msat
@@ -15,14 +15,14 @@ from node.ports import Refunder, Statements
 from node.service.accounts import Accounts
 from node.service.dispatch import Reply
 from node.service.endpoints.fields import (
-    account_terms,
     body_fields,
     child_request,
     needed,
-    text_field,
+    new_account_terms,
 )
 from node.service.endpoints.statement import page_document, page_query
 from node.service.keys import ChildKeys
+from node.service.terms import text_field
 
 MAX_AMOUNT_SAT = 1 << 50
 
@@ -33,7 +33,7 @@ class WalletEndpoints:
     Args:
         mints: the allowlist, normalised.
         normalize_mint: one spelling of a mint's URL; raises ValueError.
-        refunder: pays out over Lightning, if anything does.
+        refunder: refunds expired keys over Lightning, if anything does.
     """
 
     def __init__(
@@ -59,7 +59,8 @@ class WalletEndpoints:
         """``{cashu_token, admin_key?, …}`` → ``{api_key, admin_key, balance, mint, unit}``."""
         body = body_fields(request)
         admin_key = text_field(body, "admin_key")
-        token, terms = needed(body, "cashu_token"), account_terms(body, self._refunder)
+        token = needed(body, "cashu_token")
+        terms = new_account_terms(request, body, self._refunder)
         opened = await self._accounts.open(token, admin_key, terms)
         balance = await self._accounts.balance_of(opened.account_id)
         return Reply(
@@ -80,18 +81,18 @@ class WalletEndpoints:
         balance = await self._accounts.balance_of(account.id)
         left = await self._keys.left(account)
         available = balance.free if left is None else min(left, balance.free)
-        return Reply(
-            {
-                "balance": balance.balance // MSAT_PER_SAT,
-                "currency": "sat",
-                "reserved": -(-balance.held // MSAT_PER_SAT),
-                "available": available // MSAT_PER_SAT,
-                "balance_msat": balance.balance,
-                "reserved_msat": balance.held,
-                "mint": balance.mint,
-            },
-            headers=_PRIVATE,
-        )
+        document: dict[str, Any] = {
+            "balance": balance.balance // MSAT_PER_SAT,
+            "currency": "sat",
+            "reserved": -(-balance.held // MSAT_PER_SAT),
+            "available": available // MSAT_PER_SAT,
+            "balance_msat": balance.balance,
+            "reserved_msat": balance.held,
+            "mint": balance.mint,
+        }
+        if account.role != "child":
+            document |= await self._terms(account)
+        return Reply(document, headers=_PRIVATE)
 
     async def topup(self, request: Request, _: Mapping[str, str]) -> Reply:
         """``{cashu_token}`` → ``{balance, amount_added, currency}`` in sat."""
@@ -170,10 +171,8 @@ class WalletEndpoints:
     async def create_balance(self, request: Request, _: Mapping[str, str]) -> Reply:
         """``initial_balance_token`` in body or query → ``{api_key, balance}`` in msat."""
         fields = {**request.query, **body_fields(request)}
-        token, terms = (
-            needed(fields, "initial_balance_token"),
-            account_terms(fields, self._refunder),
-        )
+        token = needed(fields, "initial_balance_token")
+        terms = new_account_terms(request, fields, self._refunder)
         opened = await self._accounts.open(token, terms=terms)
         balance = await self._accounts.balance_of(opened.account_id)
         return Reply({"api_key": opened.api_key, "balance": balance.balance}, headers=_PRIVATE)
@@ -190,7 +189,7 @@ class WalletEndpoints:
             "is_child": info.own is not None,
         }
         if info.own is None:
-            document |= _usage(None, info.spent) | {"validity_date": info.expires_at}
+            document |= _usage(None, info.spent) | await self._terms(account)
         else:
             document |= _usage(info.own, info.spent)
             document["parent_key_preview"] = f"{info.own.parent}..."
@@ -249,6 +248,10 @@ class WalletEndpoints:
         operation = await self._accounts.withdraw(account, request_key=request.idempotency_key)
         on_end = partial(self._accounts.handed_over, operation)
         return Reply(_refund(operation), headers=_PRIVATE, on_end=on_end)
+
+    async def _terms(self, account: Account) -> dict[str, Any]:
+        terms = await self._accounts.terms_of(account.id)
+        return {"validity_date": terms.expires_at, "refund_address": terms.refund_address}
 
     def _mint(self, body: Mapping[str, Any]) -> str | None:
         text = text_field(body, "mint")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -36,8 +36,8 @@ class Meter(Protocol):
         ...
 
     def feed(self, data: bytes) -> bytes:
-        """Take upstream bytes; gives what may go to the client now. Raises UpstreamFailed when
-        a bound is passed."""
+        """Take upstream bytes, none when the upstream has ended; gives what may go to the client
+        now. Raises UpstreamFailed when a bound is passed."""
         ...
 
     def usage(self) -> Usage:
@@ -84,8 +84,9 @@ class PreparedCall:
     """Of the client's headers those that the upstream may see; lower-case names."""
 
 
-Prepare = Callable[[Request, Catalog], PreparedCall]
-"""Reads a request of one endpoint; the place where a new paid endpoint begins."""
+Prepare = Callable[[Request, Catalog], PreparedCall | Awaitable[PreparedCall]]
+"""Reads a request of one endpoint; the place where a new paid endpoint begins. One that takes
+long to read gives others their turn in between."""
 
 
 class JsonPayload:

@@ -65,6 +65,23 @@ class PromptEstimate:
         self.bound += size_bytes
         self.typical += ceil_div(size_bytes, BYTES_PER_TOKEN)
 
+    def add_string(self, text: str) -> None:
+        """Count text that is in the prompt for certain."""
+        self.add_content(utf8_bytes(text))
+
+    def add_json(self, value: object) -> None:
+        """Count a value as a template may print it. Raises InvalidJson."""
+        _add_json(self, value)
+
+    def add_turn(self) -> None:
+        """Count what a template puts around one message."""
+        self.bound += TOKENS_PER_MESSAGE
+        self.typical += 4
+
+    def add_image(self) -> None:
+        self.bound += IMAGE_TOKENS
+        self.typical += IMAGE_TOKENS_TYPICAL
+
 
 def estimate_prompt(document: Mapping[str, object]) -> PromptEstimate:
     """Measure a decoded chat completion request.
@@ -101,8 +118,7 @@ def _runs_at_the_server(tool: object) -> bool:
 def _add_message(estimate: PromptEstimate, message: object, where: str) -> None:
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise InvalidValue("every message must be an object with a role", param=where)
-    estimate.bound += TOKENS_PER_MESSAGE
-    estimate.typical += 4
+    estimate.add_turn()
     for name, value in message.items():
         if name == "content":
             _add_content(estimate, value, f"{where}.content")
@@ -116,7 +132,7 @@ def _add_content(estimate: PromptEstimate, content: object, where: str) -> None:
     if content is None:
         return
     if isinstance(content, str):
-        estimate.add_content(_utf8_bytes(content))
+        estimate.add_string(content)
         return
     if not isinstance(content, list):
         raise InvalidValue("content must be a string or a list of parts", param=where)
@@ -132,10 +148,9 @@ def _add_part(estimate: PromptEstimate, part: dict[str, object], where: str) -> 
             text = part.get(kind)
             if not isinstance(text, str):
                 raise InvalidValue(f"a {kind} part must hold a string", param=where)
-            estimate.add_content(_utf8_bytes(text))
+            estimate.add_string(text)
         case {"type": "image_url"}:
-            estimate.bound += IMAGE_TOKENS
-            estimate.typical += IMAGE_TOKENS_TYPICAL
+            estimate.add_image()
         case {"type": "input_audio", "input_audio": {"data": str(data)}}:
             # tens of tokens for each second, and the leanest codec needs hundreds of bytes for it
             estimate.bound += len(data)
@@ -195,5 +210,6 @@ def _escaped_bytes(text: bytes) -> int:
     return size
 
 
-def _utf8_bytes(text: str) -> int:
+def utf8_bytes(text: str) -> int:
+    """The size of ``text``, the most tokens it can have."""
     return len(text) if text.isascii() else len(text.encode())

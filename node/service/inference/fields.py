@@ -48,6 +48,9 @@ def limit_output(
             document[name] = limit
         else:
             document.pop(name, None)
+    if model.max_completion_tokens_only and "max_completion_tokens" in names:
+        document.pop("max_tokens", None)
+        document["max_completion_tokens"] = limit
     return limit
 
 

@@ -7,12 +7,13 @@ more than was sent.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestPayloadError
+from multidict import istr
 
 from node.errors import (
     InvalidValue,
@@ -34,6 +35,7 @@ BUSY_RETRY_S = 5
 """When to ask again where there was no room for the body."""
 
 _CREDENTIALS = ("authorization", "x-api-key", "x-cashu")
+_CONTENT_ENCODING = istr("Content-Encoding")
 _PLAIN = frozenset({"", "identity"})
 _INFLATE_IN_BYTES = 64 << 10
 """What is inflated at once; other requests have their turn in between."""
@@ -46,14 +48,9 @@ class BodyBudget:
         self._max_bytes = max_bytes
         self.used_bytes = 0
 
-    @contextmanager
-    def share(self) -> Iterator[BudgetShare]:
-        """What one request takes; given back at the end."""
-        share = BudgetShare(self)
-        try:
-            yield share
-        finally:
-            share.give(share.taken_bytes)
+    def share(self) -> BudgetShare:
+        """What one request takes; ``with`` gives it back at the end."""
+        return BudgetShare(self)
 
     def has_room(self, size_bytes: int) -> bool:
         return self.used_bytes + size_bytes <= self._max_bytes
@@ -65,6 +62,17 @@ class BudgetShare:
     def __init__(self, budget: BodyBudget) -> None:
         self._budget = budget
         self.taken_bytes = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.give(self.taken_bytes)
 
     def take(self, size_bytes: int) -> None:
         """Raises RateLimitExceeded when the others leave no room."""
@@ -107,7 +115,9 @@ class BodyLimits:
         Raises RequestTooLarge and UnsupportedMedia.
         """
         self.check_size(request, request.content_length or 0)
-        encoding = ",".join(request.headers.getall("Content-Encoding", ())).strip().lower()
+        if _CONTENT_ENCODING not in request.headers:
+            return ""
+        encoding = ",".join(request.headers.getall(_CONTENT_ENCODING)).strip().lower()
         if encoding not in _PLAIN | ENCODINGS:
             raise UnsupportedMedia("a body may be sent plain or as gzip, deflate, br or zstd")
         return encoding
@@ -125,27 +135,37 @@ async def read_body(request: web.BaseRequest, limits: BodyLimits, share: BudgetS
     content = request.content
     if content.at_eof():
         return b""
-    body = bytearray()
     try:
-        async with asyncio.timeout(limits.timeout_s):
-            while data := await content.readany():
-                limits.check_size(request, len(body) + len(data))
-                share.take(len(data))
-                body += data
+        if content.is_eof():  # all of it came together with the headers, as most do
+            body = content.read_nowait()
+            limits.check_size(request, len(body))
+            share.take(len(body))
+        else:
+            body = await _arriving(request, limits, share)
     except TimeoutError:
         raise RequestIncomplete("the body did not arrive in time") from None
     except (RequestPayloadError, web.PayloadAccessError):
         raise InvalidValue("the body cannot be decoded") from None
     if encoding in _PLAIN or not body:
-        return bytes(body)
+        return body
     inflated = await _inflate(request, body, encoding, limits, share)
     share.give(len(body))
     return inflated
 
 
+async def _arriving(request: web.BaseRequest, limits: BodyLimits, share: BudgetShare) -> bytes:
+    body = bytearray()
+    async with asyncio.timeout(limits.timeout_s):
+        while data := await request.content.readany():
+            limits.check_size(request, len(body) + len(data))
+            share.take(len(data))
+            body += data
+    return bytes(body)
+
+
 async def _inflate(
     request: web.BaseRequest,
-    body: bytearray,
+    body: bytes,
     encoding: str,
     limits: BodyLimits,
     share: BudgetShare,

@@ -6,9 +6,9 @@ is not under ``/v1`` stays closed to pages.
 
 from __future__ import annotations
 
-from aiohttp import web
+from collections.abc import Mapping
 
-from node.transport.http.encode import common_headers
+from aiohttp import web
 
 MAX_AGE_S = 86_400
 """How long a browser may remember the answer to a preflight; browsers cap it lower."""
@@ -26,26 +26,31 @@ EXPOSE_HEADERS = (
 )
 
 
-def is_open(request: web.BaseRequest) -> bool:
-    """Whether pages of other origins may make this request."""
-    return request.path.startswith("/v1/")
+_READABLE: Mapping[str, str] = {
+    "access-control-allow-origin": "*",
+    "access-control-expose-headers": EXPOSE_HEADERS,
+}
+_CLOSED: Mapping[str, str] = {}
 
 
-def preflight(request_id: str) -> web.Response:
-    """The answer to OPTIONS on an open path."""
+def is_open(path: str) -> bool:
+    """Whether pages of other origins may make requests there."""
+    return path.startswith("/v1/")
+
+
+def answer_headers(path: str) -> Mapping[str, str]:
+    """What lets pages read an answer from there."""
+    return _READABLE if is_open(path) else _CLOSED
+
+
+def preflight(headers: Mapping[str, str]) -> web.Response:
+    """The answer to OPTIONS on an open path, with ``headers`` as every answer there has them."""
     return web.Response(
         status=204,
         headers={
-            **common_headers(request_id),
+            **headers,
             "access-control-allow-methods": ALLOW_METHODS,
             "access-control-allow-headers": ALLOW_HEADERS,
             "access-control-max-age": str(MAX_AGE_S),
         },
     )
-
-
-async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
-    """Signal handler for ``on_response_prepare``: every answer of an open path may be read."""
-    if is_open(request):
-        response.headers["access-control-allow-origin"] = "*"
-        response.headers["access-control-expose-headers"] = EXPOSE_HEADERS

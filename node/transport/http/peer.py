@@ -13,10 +13,12 @@ from typing import TypeAlias
 
 import structlog
 from aiohttp import web
+from multidict import istr
 
 log = structlog.get_logger()
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+_FORWARDED = istr("X-Forwarded-For")
 MAX_HOPS = 20
 """Addresses of the header that are looked at, from its end."""
 
@@ -35,9 +37,9 @@ class PeerFinder:
     def address(self, request: web.BaseRequest) -> str:
         """The address, as text; empty when the connection has none."""
         direct = request.remote or ""
-        forwarded = request.headers.getall("X-Forwarded-For", ())
-        if not forwarded:
+        if _FORWARDED not in request.headers:
             return direct
+        forwarded = request.headers.getall(_FORWARDED)
         if not self._trusts(direct):
             self._warn(direct)
             return direct

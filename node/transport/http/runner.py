@@ -20,6 +20,7 @@ from node.errors import (
 )
 from node.transport.http.decode import request_id
 from node.transport.http.encode import error_response
+from node.transport.http.server import App
 
 log = structlog.get_logger()
 
@@ -47,7 +48,7 @@ class HttpServer:
 
     def __init__(
         self,
-        app: web.Application,
+        app: App,
         *,
         host: str = "127.0.0.1",
         port: int = 0,
@@ -61,14 +62,16 @@ class HttpServer:
         self._keepalive_timeout_s = keepalive_timeout_s
         self._header_timeout_s = header_timeout_s
         self._max_header_bytes = max_header_bytes
-        # cancellation is how a running exchange learns that its client has gone
-        self._runner = web.AppRunner(
-            app, handler_cancellation=True, shutdown_timeout=drain_timeout_s
-        )
+        self._app = app
+        self._drain_timeout_s = drain_timeout_s
+        self._runner: web.ServerRunner | None = None
         self._listener: asyncio.Server | None = None
 
     async def start(self) -> None:
         """Bind and serve. Raises OSError when the address cannot be bound."""
+        # cancellation is how a running exchange learns that its client has gone
+        server = web.Server(self._app, handler_cancellation=True)
+        self._runner = web.ServerRunner(server, shutdown_timeout=self._drain_timeout_s)
         await self._runner.setup()
         loop = asyncio.get_running_loop()
         if self._sock is not None:
@@ -85,7 +88,9 @@ class HttpServer:
         if self._listener is not None:
             self._listener.close()
             self._listener = None
-        await self._runner.cleanup()
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
 
     @property
     def sockets(self) -> Sequence[socket.socket]:
@@ -101,6 +106,7 @@ class HttpServer:
         return 0
 
     def _connection(self) -> _Connection:
+        assert self._runner is not None
         server = self._runner.server
         assert server is not None
         return _Connection(
@@ -138,13 +144,6 @@ class _Connection(web.RequestHandler):
     def _close_if_silent(self) -> None:
         if self._request_count == 0:
             self.force_close()
-
-    async def finish_response(
-        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
-    ) -> tuple[web.StreamResponse, bool]:
-        if isinstance(resp, web.HTTPException):
-            resp = error_response(_error_of_status(resp.status), request_id(request))
-        return await super().finish_response(request, resp, start_time)
 
     def handle_error(
         self,

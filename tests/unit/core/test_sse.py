@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.core.sse import SseEvent, SseEventTooLarge, SseSplitter, event_data
+from node.core.sse import SseEvent, SseEventTooLarge, SseSplitter, event_data, event_name
 
 LINE_ENDS = st.sampled_from([b"\n", b"\r\n", b"\r"])
 LINES = st.sampled_from(
@@ -82,6 +82,21 @@ def test_only_one_space_is_removed_and_a_byte_order_mark_is_skipped() -> None:
     assert event_data(b"data:  x\n\n") == b" x"
     assert event_data(b"\xef\xbb\xbfdata: x\n\n") == b"x"
     assert event_data(b"database: x\n\n") == b""
+
+
+@pytest.mark.parametrize(
+    ("raw", "name"),
+    [
+        (b"event: ping\ndata: x\n\n", "ping"),
+        (b"\xef\xbb\xbfevent:ping\r\n\r\n", "ping"),
+        (b"event: a\revent:  b\r\r", " b"),
+        (b"event: a\nevent\n\n", ""),
+        (b"eventful: a\n: event: b\n\n", ""),
+        (b"event: \xff\n\n", "\ufffd"),
+    ],
+)
+def test_the_last_name_of_an_event_counts(raw: bytes, name: str) -> None:
+    assert event_name(raw) == name
 
 
 @pytest.mark.parametrize("tail", [b"", b"\n\n"])

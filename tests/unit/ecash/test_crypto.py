@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cashu.core.crypto import b_dhke
 from coincurve import PrivateKey, PublicKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -140,6 +141,28 @@ def test_blinding_cancels_out(secret: str, r: int, k: int) -> None:
     signed = PublicKey(bytes.fromhex(blinded)).multiply(key.secret).format().hex()
     c = crypto.unblind(signed, factor, key.public_key.format().hex())
     assert c == y.multiply(key.secret).format().hex()
+
+
+@given(st.text(st.characters(codec="utf-8")), st.integers(1, ORDER - 1), st.integers(1, ORDER - 1))
+@settings(deadline=None, max_examples=50)
+def test_nutshell_computes_the_same(secret: str, r: int, k: int) -> None:
+    """A whole life of a coin, each step beside nutshell's own function for it."""
+    key, factor = PrivateKey.from_int(k), r.to_bytes(32, "big")
+    mint = key.public_key.format().hex()
+    blinded, _ = b_dhke.step1_alice(secret, PrivateKey(factor))
+    message = BlindedMessage(1, V1_ID, crypto.blind(secret, factor))
+    assert message.b_ == blinded.format().hex()
+    signed, e, s = b_dhke.step2_bob(blinded, key)
+    dleq = Dleq(e.secret.hex(), s.secret.hex())
+    signature = BlindSignature(1, V1_ID, signed.format().hex(), dleq)
+    assert crypto.verify_signature_dleq(message, signature, mint)
+    c = crypto.unblind(signature.c_, factor, mint)
+    assert c == b_dhke.step3_alice(signed, PrivateKey(factor), key.public_key).format().hex()
+    proof = Proof(V1_ID, 1, secret, c, dleq=replace(dleq, r=factor.hex()))
+    assert crypto.verify_proof_dleq(proof, mint)
+    wrong = replace(dleq, e=f"{int(dleq.e, 16) % (ORDER - 1) + 1:064x}", r=factor.hex())
+    assert not crypto.verify_signature_dleq(message, replace(signature, dleq=wrong), mint)
+    assert not crypto.verify_proof_dleq(replace(proof, dleq=wrong), mint)
 
 
 def test_blinding_refuses_nonsense() -> None:

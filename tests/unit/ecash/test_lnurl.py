@@ -15,7 +15,7 @@ from discovery.netguard import NetGuard
 from node.core.lightning import PayoutError
 from node.core.money import Msat
 from node.ecash.bolt11 import read_bolt11
-from node.ecash.lnurl import MAX_ANSWER_BYTES, LnurlPayee, pay_url
+from node.ecash.lnurl import _BECH32, MAX_ANSWER_BYTES, LnurlPayee, _polymod, pay_url
 
 # The example of LUD-01.
 LNURL = (
@@ -152,3 +152,44 @@ async def test_a_payee_on_a_private_address_is_not_asked() -> None:
         async with LnurlPayee(NetGuard(allow_private=True)) as payee:
             with pytest.raises(PayoutError, match="does not answer"):  # https only
                 await payee.invoice(address, Msat(6000))
+
+
+async def test_a_payee_that_takes_no_more_is_asked_for_what_it_takes() -> None:
+    offer = OFFER | {"maxSendable": 250_000_999}
+    guard = NetGuard(allow_private=True)
+    async with serving(offer, {"pr": COFFEE}) as address, LnurlPayee(guard, allow_http=True) as it:
+        request = await it.invoice(address, Msat(900_000_000), or_less=True)
+        assert request.amount == 250_000_000
+        with pytest.raises(PayoutError, match="takes"):
+            await it.invoice(address, Msat(900_000_000))
+        with pytest.raises(PayoutError, match="takes"):
+            await it.invoice(address, Msat(999), or_less=True)
+
+
+def _lnurl(url: str) -> str:
+    """``url`` as LUD-01 writes it."""
+    bits = "".join(f"{byte:08b}" for byte in url.encode())
+    bits += "0" * (-len(bits) % 5)
+    values = [int(bits[i : i + 5], 2) for i in range(0, len(bits), 5)]
+    prefix = [ord(c) >> 5 for c in "lnurl"] + [0] + [ord(c) & 31 for c in "lnurl"]
+    checksum = _polymod(prefix + values + [0] * 6) ^ 1
+    values += [checksum >> 5 * (5 - i) & 31 for i in range(6)]
+    return "lnurl1" + "".join(_BECH32[value] for value in values)
+
+
+def test_a_destination_is_checked_without_asking_anybody() -> None:
+    payee = LnurlPayee(NetGuard())
+    for good in ("me@example.com", "me@example.com:8443", LNURL, _lnurl("https://example.com/x")):
+        payee.check(good)
+    for bad in (
+        "me@example.com:99999", "me@example.com:0", "me@", COFFEE, _lnurl("http://example.com/x"),
+        _lnurl("file:///etc/passwd"), _lnurl("https://"), _lnurl("https://[::1"), _lnurl("\x00"),
+    ):  # fmt: skip
+        with pytest.raises(PayoutError):
+            payee.check(bad)
+
+
+@given(st.text(max_size=200) | st.text(max_size=60).map(_lnurl))
+def test_checking_garbage_raises_nothing_else(text: str) -> None:
+    with suppress(PayoutError):
+        LnurlPayee(NetGuard()).check(text)

@@ -6,6 +6,7 @@ import math
 from fractions import Fraction
 
 import orjson
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,7 +14,10 @@ from node.core.catalog import Backend, Catalog, Model
 from node.core.identity import NodeInfo
 from node.core.money import Msat
 from node.core.pricing import Price
+from node.errors import ModelNotFound, PriceUnknown
 from node.service.endpoints.catalogue import info_document, model_document, models_document
+from node.service.shelf import MAX_MODELS
+from node.upstream.listing import MAX_TEXT_CHARS
 
 MODEL = Model(
     id="vendor/m",
@@ -65,6 +69,59 @@ def test_a_model() -> None:
         },
     }
     assert b"secret" not in orjson.dumps(document)
+
+
+def test_what_is_priced_apart_is_published_apart() -> None:
+    price = Price(
+        Msat(150_000),
+        Msat(600_000),
+        cached_per_mtok=Msat(75_000),
+        cache_write_per_mtok=Msat(0),
+        per_image=Msat(40_500),
+        per_audio_minute=Msat(6_000),
+        per_mchar=Msat(15_000_000),
+    )
+    model = Model("m", (Backend("u", price, "m"),), 10, 10, output_modalities=("image", "audio"))
+    document = model_document(model)
+    published = document["sats_pricing"]
+    assert (published["image"], published["audio_minute"]) == (40.5, 6.0)
+    assert (published["input_cache_read"], published["input_cache_write"]) == (0.000075, 0.0)
+    assert published["character"] == 0.015
+    assert "internal_reasoning" not in published
+    assert document["architecture"]["output_modalities"] == ["image", "audio"]
+    assert document["architecture"]["modality"] == "text->image+audio"
+
+
+def test_aliases_lead_to_the_model_and_are_not_listed() -> None:
+    price = Price(Msat(1), Msat(1))
+    model = Model("m", (Backend("u", price, "m"),), 10, 10, aliases=("n", "o"))
+    other = bare("o", price, 10, 10)
+    catalog = Catalog([model, other])
+    assert catalog.get("n") is model
+    assert catalog.get("o") is other, "an id is never hidden by an alias"
+    assert [entry["id"] for entry in models_document(catalog)["data"]] == ["m", "o"]
+    catalog.replace([other], {"m": 30, "n": 30})
+    with pytest.raises(PriceUnknown):
+        catalog.get("n")
+    with pytest.raises(ModelNotFound):
+        catalog.get("x")
+
+
+def test_the_longest_list_is_below_a_mib() -> None:
+    price = Price(*[Msat(123_456_789)] * 9)
+    models = (
+        Model(
+            f"vendor-of-models/some-model-{i:04}-with-a-name-of-sixty-characters",
+            (Backend("u", price, "m"),),
+            131_072,
+            8_192,
+            name="Vendor: some model with a name of as many characters",
+            description="x" * MAX_TEXT_CHARS,
+            modalities=("text", "image", "audio"),
+        )
+        for i in range(MAX_MODELS)
+    )
+    assert len(orjson.dumps(models_document(Catalog(models)))) < 1 << 20
 
 
 def test_a_bare_model_has_a_name_and_an_owner() -> None:

@@ -491,8 +491,17 @@ def test_nothing_follows_the_end() -> None:
     assert meter.feed(event(delta("more"))) == b""
 
 
-def test_an_error_inside_the_stream_is_a_failure_and_is_not_passed_on() -> None:
-    meter, out = run([HEAD, event({"error": {"message": "CUDA at 10.0.0.7"}}), DONE])
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"error": {"message": "CUDA at 10.0.0.7"}},
+        {"object": "error", "message": "CUDA at 10.0.0.7", "code": 500},
+    ],
+)
+def test_an_error_inside_the_stream_is_a_failure_and_is_not_passed_on(
+    error: dict[str, Any],
+) -> None:
+    meter, out = run([HEAD, event(error), DONE])
     assert out == HEAD
     assert isinstance(meter.failure, UpstreamFailed)
     assert not meter.complete
