@@ -9,6 +9,7 @@ stop     not ready ─▶ refuse new, finish what runs ─▶ crossings to mints
 from __future__ import annotations
 
 import asyncio
+import gc
 import secrets
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -115,6 +116,7 @@ async def serve(settings: Settings, *, ready: Callable[[], object] | None = None
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with running(settings) as node:
+        _spare_the_collector()
         if ready is not None:
             ready()
         log.info("ready", npub=node.keys.npub, http_port=node.http.port, version=__version__)
@@ -125,6 +127,18 @@ async def serve(settings: Settings, *, ready: Callable[[], object] | None = None
             watchdog.cancel()
         sdnotify.stopping()
         await node.drain()
+
+
+def _spare_the_collector() -> None:
+    """What a start has built lives as long as the process: the collector need not look at it.
+
+    Without this a full collection goes through some 400,000 objects, 0.1 s in which nobody is
+    served. The youngest are looked at after 10,000 allocations instead of 700, as 64 requests
+    under way hold more than that and free all of it by themselves.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 class Node:

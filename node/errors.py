@@ -6,6 +6,7 @@ An error knows its wire form (status, ``type``, ``code``, retry hints) and one p
     NodeError
     ├── InvalidJson, InvalidValue, ModelNotFound, NotFound, MethodNotAllowed   the request is wrong
     │   ContextLengthExceeded, RequestTooLarge, UnsupportedMedia, RequestIncomplete
+    ├── ForbiddenOrigin                                                        of a gateway
     ├── MissingKey, InvalidApiKey, KeyExpired                                  who are you?
     ├── InsufficientBalance                                                    pay first (NUT-24)
     ├── LimitExceeded                                                          of a child key
@@ -162,6 +163,14 @@ class UnsupportedMedia(NodeError):
     code = "unsupported_media"
     default = "this content type is not supported here"
     retry = False
+
+
+class ForbiddenOrigin(_InvalidRequest):
+    """Only of a gateway: a node is open to all."""
+
+    status = 403
+    code = "forbidden_origin"
+    default = "this endpoint is for programs of its own machine"
 
 
 class _Authentication(NodeError):

@@ -88,7 +88,7 @@ class HttpSettings(Section):
     is reachable over Nostr only."""
     onion_url: OnionUrl | None = None
     """Tor onion service address of this server; announced after the public URLs."""
-    max_body_bytes: SizeBytes = 20 * MIB
+    max_body_bytes: SizeBytes = 26 * MIB
     """Largest request body."""
     max_buffered_bytes: SizeBytes = 256 * MIB
     """Most bytes of request bodies kept in memory, of all requests; beyond, clients are asked to

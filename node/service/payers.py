@@ -19,6 +19,7 @@ from node.core.usage import Usage
 from node.errors import (
     Answered,
     InsufficientBalance,
+    InternalError,
     Interrupted,
     NodeError,
     TokenAlreadySpent,
@@ -100,16 +101,6 @@ async def choose_payer(
     return AccountPayer(who, accounts, ledger)
 
 
-async def _hold(ledger: Ledger, account_id: int, request: HoldRequest) -> int:
-    """A hold that is released again when the caller is cancelled before it knows of it."""
-    future = ledger.hold(account_id, request)
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        _undo(ledger, future)
-        raise
-
-
 def _undo(ledger: Ledger, hold: asyncio.Future[int]) -> None:
     """Release a hold that nobody will settle, as soon as it is there."""
 
@@ -121,7 +112,11 @@ def _undo(ledger: Ledger, hold: asyncio.Future[int]) -> None:
 
 
 class AccountPayer:
-    """Pays from an account's balance; a token used as a key opens the account first."""
+    """Pays from an account's balance; a token used as a key opens the account first.
+
+    The model server is asked once the money is set aside, while that is written to disk. Nothing
+    reaches the client before it is; see docs/decisions/0012-hold-before-commit.md.
+    """
 
     live = True
     refused: asyncio.Event | None = None
@@ -131,29 +126,55 @@ class AccountPayer:
         self.limit_key = of_account(who) if isinstance(who, Account) else ""
         self._accounts = accounts
         self._ledger = ledger
-        self._hold_id = 0
+        self._hold: asyncio.Future[int] | None = None
 
     async def begin(self, request: HoldRequest) -> None:
         if isinstance(self._who, Unopened):
             account_id = (await self._accounts.open_unopened(self._who)).account_id
         else:
             account_id = self._who.id
-            request = replace(request, child_id=self._who.child_id)
-        self._hold_id = await _hold(self._ledger, account_id, request)
+            if self._who.child_id is not None:
+                request = replace(request, child_id=self._who.child_id)
+        ran: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._hold = self._ledger.hold(account_id, request, ran)
+        self._hold.add_done_callback(_seen)
+        try:
+            await ran
+        except asyncio.CancelledError:
+            _undo(self._ledger, self._hold)
+            raise
 
     async def secured(self) -> None:
-        return
+        await self.hold_id()
 
     async def settle(self, cost: Msat, usage: Usage) -> Receipt:
-        charged = await self._ledger.settle(self._hold_id, cost, usage)
-        return Receipt(cost=charged, usage=usage)
+        async def settle() -> Receipt:
+            charged = await self._ledger.settle(await self.hold_id(), cost, usage)
+            return Receipt(cost=charged, usage=usage)
+
+        return await self._certainly(settle())
 
     async def release(self) -> Receipt:
-        await self._ledger.release(self._hold_id)
-        return Receipt(cost=Msat(0))
+        async def release() -> Receipt:
+            await self._ledger.release(await self.hold_id())
+            return Receipt(cost=Msat(0))
+
+        return await self._certainly(release())
+
+    async def _certainly(self, closing: Coroutine[Any, Any, Receipt]) -> Receipt:
+        """What closes the hold, though whoever waits may be cancelled before it is on disk."""
+        if self._hold is not None and self._hold.done():
+            return await closing  # is queued before it first waits
+        return await asyncio.shield(_spawn(closing))
 
     async def hold_id(self) -> int:
-        return self._hold_id
+        hold = self._hold
+        assert hold is not None
+        try:
+            return hold.result() if hold.done() else await asyncio.shield(hold)
+        except Exception as error:  # it had been granted: only its commit can have failed
+            failure = InternalError(private=f"the hold was not kept: {type(error).__name__}")
+            raise Refused(failure, Receipt(cost=Msat(0))) from error
 
 
 class TokenPayer:
@@ -279,8 +300,13 @@ def _spawn(work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
 
 def _forget(task: asyncio.Task[Any]) -> None:
     _tasks.discard(task)
-    if not task.cancelled():
-        task.exception()  # seen: whoever waited has it, and nobody has to wait
+    _seen(task)
+
+
+def _seen(done: asyncio.Future[Any]) -> None:
+    """Its error is not lost: whoever waited has it, and nobody has to wait."""
+    if not done.cancelled():
+        done.exception()
 
 
 async def wind_up(timeout_s: float) -> None:

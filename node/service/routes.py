@@ -31,7 +31,7 @@ from node.service.inference.speech import prepare_speech
 from node.service.openapi import openapi_document
 from node.service.pipeline import Pipeline
 
-_INFERENCE: tuple[tuple[str, str, Prepare, bool], ...] = (
+PAID: tuple[tuple[str, str, Prepare, bool], ...] = (
     ("/v1/completions", "Text that goes on where a prompt ends", prepare_completion, True),
     ("/v1/embeddings", "Vectors of texts", prepare_embeddings, True),
     ("/v1/images/generations", "Images", prepare_image, True),
@@ -102,7 +102,7 @@ def routes(
         ),
         *(
             Route("POST", path, summary, streaming=paid(prepare), bare=bare)
-            for path, summary, prepare, bare in _INFERENCE
+            for path, summary, prepare, bare in PAID
         ),
         Route("GET", "/v1/models", "Models for sale with prices", models),
         Route("GET", "/v1/models/{id:path}", "One model", model),

@@ -49,6 +49,7 @@ NATIVE: Mapping[DialectName, frozenset[str]] = {
 
 _TAIL = {"anthropic": "/v1", "ollama": "/v1", "routstr": "/v1", "openrouter": "/api/v1"}
 _VERSION = re.compile(r"\d{4}-\d{2}-\d{2}")
+_BETAS = re.compile(r"[a-z0-9,. -]{1,500}")
 
 
 class Translator(Protocol):
@@ -107,7 +108,11 @@ def key_headers(dialect: DialectName, endpoint: str, api_key: str) -> dict[str, 
 def passed_on(dialect: DialectName, headers: Mapping[str, str]) -> dict[str, str]:
     """Those of a client's headers that may reach the server: none that names an account, a
     destination or a feature that costs extra."""
-    version = headers.get("anthropic-version", "")
-    if dialect == "anthropic" and _VERSION.fullmatch(version):
-        return {"anthropic-version": version}
-    return {}
+    passed = {}
+    if dialect == "anthropic":
+        version = headers.get("anthropic-version", "")
+        if _VERSION.fullmatch(version):
+            passed["anthropic-version"] = version
+        if _BETAS.fullmatch(headers.get("anthropic-beta", "")):  # the service has left those that cost extra out
+            passed["anthropic-beta"] = headers["anthropic-beta"]
+    return passed

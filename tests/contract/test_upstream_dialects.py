@@ -145,10 +145,17 @@ async def test_a_clients_headers_stay_here(dialect: DialectName) -> None:
     endpoint = "messages" if "messages" in NATIVE[dialect] else "chat"
     _, headers, _ = await send(dialect, "/v1", call(endpoint, "/x", **ours))
     passed = {name for name, value in ours.items() if headers.get(name) == value}
-    assert passed == ({"anthropic-version"} if dialect == "anthropic" else set())
+    assert passed == ({"anthropic-version", "anthropic-beta"} if dialect == "anthropic" else set())
     _, headers, _ = await send(
-        dialect, "/v1", call(endpoint, "/x", **{"anthropic-version": "x\r\nx-api-key: mine"})
+        dialect,
+        "/v1",
+        call(
+            endpoint,
+            "/x",
+            **{"anthropic-version": "x\r\nx-api-key: mine", "anthropic-beta": "a\r\nx: y"},
+        ),
     )
+    assert "anthropic-beta" not in headers
     assert headers.get("anthropic-version") in (None, "2023-06-01")
 
 

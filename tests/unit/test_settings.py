@@ -134,7 +134,7 @@ def test_defaults(config: Path) -> None:
     settings = load(config)
     assert settings.node.database == Path("/var/lib/nodestr/node.db")
     assert settings.http.port == 8080
-    assert settings.http.max_body_bytes == 20 * 1024 * 1024
+    assert settings.http.max_body_bytes == 26 * 1024 * 1024
     assert len(settings.nostr.relays) == 4
     assert settings.ledger.reply_keep_s == 90_000
     with pytest.raises(ValidationError):

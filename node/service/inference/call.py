@@ -89,16 +89,41 @@ Prepare = Callable[[Request, Catalog], PreparedCall | Awaitable[PreparedCall]]
 long to read gives others their turn in between."""
 
 
+_ROUTING = ("models", "route", "provider", "preset")
+"""By these a client of a router (OpenRouter) names other models or servers, dearer ones too, on the
+operator's account. The choice is made here, so they are left out."""
+_EXTRAS = ("plugins", "web_search_options", "data_sources")
+"""What a server does for these costs a fee of its own, which no usage shows."""
+DEAR_TIERS = frozenset({"priority", "fast", "scale"})
+
+
+def sold(document: dict[str, Any]) -> dict[str, Any]:
+    """``document`` without what is not the client's to choose.
+
+    Raises InvalidValue for what would cost the operator more than is counted.
+    """
+    for name in _EXTRAS:
+        if document.get(name) not in (None, False, []):  # an empty object asks for it, too
+            raise InvalidValue(f"{name} is not sold here", param=name)
+    tier = document.get("service_tier")
+    if isinstance(tier, str) and tier in DEAR_TIERS:
+        raise InvalidValue("this service tier is not sold here", param="service_tier")
+    if any(name in document for name in _ROUTING):
+        return {name: value for name, value in document.items() if name not in _ROUTING}
+    return document
+
+
 class JsonPayload:
     """A JSON request.
 
-    Raises InvalidJson when ``document`` is nested too deeply to be written.
+    Raises InvalidJson when ``document`` is nested too deeply to be written, and what ``sold``
+    raises.
     """
 
     content_type = JSON
 
     def __init__(self, document: dict[str, Any], model: Model) -> None:
-        self.document = document
+        self.document = sold(document)
         self._encoded: tuple[str, bytes] | None = None
         self.encode(model.backends[0].upstream_id)
 

@@ -43,7 +43,7 @@ _NOT_PROMPT = frozenset({
     "safety_identifier", "prompt_cache_key", "modalities", "verbosity",
 })  # fmt: skip
 # Fields by which a server may add text that nobody can see from here.
-_UNSEEN = frozenset({"web_search_options", "plugins", "chat_template", "data_sources"})
+_UNSEEN = frozenset({"chat_template"})
 
 
 @dataclass(slots=True)
@@ -87,7 +87,8 @@ def estimate_prompt(document: Mapping[str, object]) -> PromptEstimate:
     """Measure a decoded chat completion request.
 
     Raises:
-        InvalidValue: ``messages`` does not have the shape of a conversation.
+        InvalidValue: ``messages`` does not have the shape of a conversation, or a tool is not
+            the client's own.
         InvalidJson: nested too deeply to be written again.
     """
     estimate = PromptEstimate()
@@ -107,7 +108,7 @@ def estimate_prompt(document: Mapping[str, object]) -> PromptEstimate:
     if tools or document.get("functions"):
         estimate.bound += TOKENS_PER_TOOLS
     if isinstance(tools, list) and any(_runs_at_the_server(tool) for tool in tools):
-        estimate.unseen = True
+        raise InvalidValue("tools that run at the server are not sold here", param="tools")
     return estimate
 
 

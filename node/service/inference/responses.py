@@ -45,7 +45,6 @@ _CLIENT_TOOLS = frozenset({
     "function", "custom", "namespace", "computer", "computer_use_preview", "local_shell",
     "apply_patch",
 })  # fmt: skip
-_DEAR_TIERS = frozenset({"priority", "fast", "scale"})
 # Fields that never reach the prompt. Any other field is counted as if it were printed.
 _NOT_PROMPT = frozenset({
     "model", "input", "instructions", "stream", "stream_options", "max_output_tokens",
@@ -124,9 +123,6 @@ def _refuse_what_is_kept(document: Document) -> None:
 
 def _refuse_what_is_dear(document: Document) -> None:
     """What makes the model server charge more than its tokens' price."""
-    tier = document.get("service_tier")
-    if isinstance(tier, str) and tier in _DEAR_TIERS:
-        raise InvalidValue("this service tier is not sold here", param="service_tier")
     if document.get("context_management"):
         raise InvalidValue(
             "context management is more work for a model than is sold here",

@@ -289,10 +289,31 @@ def test_what_cannot_be_measured_is_bounded_by_the_context(part: dict[str, Any])
 
 
 @pytest.mark.parametrize(
-    "field", [{"web_search_options": {}}, {"tools": [{"type": "web_search"}]}, {"plugins": [1]}]
+    "field",
+    [
+        {"web_search_options": {}},
+        {"tools": [{"type": "web_search"}]},
+        {"plugins": [1]},
+        {"data_sources": [{"type": "azure_search"}]},
+        {"service_tier": "priority"},
+    ],
 )
-def test_what_the_server_adds_is_bounded_by_the_context(field: dict[str, Any]) -> None:
-    assert prepare(**field).most.prompt_tokens == MODEL.context_length
+def test_what_costs_the_operator_more_than_is_counted_is_refused(field: dict[str, Any]) -> None:
+    with pytest.raises(InvalidValue) as refused:
+        prepare(**field)
+    assert refused.value.param == next(iter(field))
+
+
+def test_the_choice_of_model_and_server_is_not_the_clients() -> None:
+    routing = {"models": ["dear"], "route": "fallback", "provider": {"order": ["x"]}, "preset": "p"}
+    call = prepare(**routing, service_tier="default", plugins=[], transforms=["middle-out"])
+    document = sent(call)
+    assert not routing.keys() & document.keys()
+    assert document["transforms"] == ["middle-out"]
+
+
+def test_a_template_of_the_clients_is_bounded_by_the_context() -> None:
+    assert prepare(chat_template="x").most.prompt_tokens == MODEL.context_length
 
 
 def test_an_image_counts_the_same_by_url_and_inline() -> None:
