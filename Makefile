@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak bench check lock clean
+.PHONY: help demo test soak bench check docs install lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -23,8 +23,9 @@ demo: $(STAMP)  ## run the main job for real on loopback (ARGS=--check to verify
 test: $(STAMP)  ## all tests (ARGS='-k name' to choose)
 	@$(BIN)/python -m pytest $(ARGS)
 
-soak: $(STAMP)  ## thousands of mixed operations with kills and faults, then the whole kill matrix (SOAK='--seed 7'); takes long
+soak: $(STAMP)  ## thousands of mixed operations with kills and faults, requests over bad lines to relays, then the whole kill matrix (SOAK='--seed 7', NOSTR='--loss 0.3'); takes long
 	@$(BIN)/python -m tests.soak $(SOAK)
+	@$(BIN)/python -m tests.soak.nostr $(NOSTR)
 	@NODESTR_SOAK=1 $(BIN)/python -m pytest tests/integration/test_kill_matrix.py tests/integration/test_lightning_kills.py $(ARGS)
 
 bench: $(STAMP)  ## the node beside a bare proxy, in numbers (ARGS=--quick, ARGS=--profile, ARGS=--help)
@@ -35,6 +36,24 @@ check: $(STAMP)  ## the gates: ruff, mypy --strict, import-linter
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(STAMP)  ## write docs/configuration.md again, from the settings
+	@$(BIN)/python -m node.ops.reference
+
+# Where `make install` puts things; DESTDIR stands before all of it, for packages.
+PREFIX ?= /opt/nodestr
+SYSTEMD ?= /etc/systemd/system
+
+install:  ## as root: the program to /opt/nodestr (PREFIX=…), the systemd units, /etc/nodestr
+	$(PYTHON) -m venv $(DESTDIR)$(PREFIX)
+	$(DESTDIR)$(PREFIX)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
+	$(DESTDIR)$(PREFIX)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation .
+	install -d -m 0755 $(DESTDIR)/etc/nodestr $(DESTDIR)$(SYSTEMD)
+	sed 's#/opt/nodestr#$(PREFIX)#g' systemd/nodestr.service > $(DESTDIR)$(SYSTEMD)/nodestr.service
+	install -m 0644 systemd/nodestr.socket $(DESTDIR)$(SYSTEMD)/nodestr.socket
+	$(if $(DESTDIR),,systemctl daemon-reload || true)
+	@echo "next: $(PREFIX)/bin/nodestr init --out /etc/nodestr/node.toml --data-dir /var/lib/nodestr"
+	@echo "      systemctl enable --now nodestr.socket nodestr"
 
 lock:  ## pin every dependency again (needs uv)
 	uv pip compile --quiet --no-header --python-version 3.11 --generate-hashes --extra dev pyproject.toml -o requirements.lock

@@ -50,7 +50,7 @@ def show(out: TextIO, lines: list[Line]) -> None:
 def _logged(directory: Path, seconds: float) -> list[Line]:
     with (directory / "log").open("w") as sink:
         logging.configure("info", "json", stream=sink)
-        log = structlog.get_logger()
+        log = structlog.get_logger("bench").bind()  # as the dispatcher has it
 
         def line() -> None:
             log.info(

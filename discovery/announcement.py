@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from discovery.dialects import claimed_models, content_mints, content_urls
 from discovery.errors import InvalidAnnouncement
 from discovery.nostr.event import Event
 from discovery.nostr.keys import Keys
@@ -111,6 +112,8 @@ class Announcement:
     """Key for NUT-11 locked tokens, compressed hex; empty when tokens are not to be locked."""
     created_at: int = 0
     expires_at: int | None = None
+    models: tuple[ModelOffer, ...] = field(default=(), compare=False)
+    """What older dialects name in the announcement itself; as built there are none."""
     event: Event | None = field(default=None, compare=False)
 
     @property
@@ -209,6 +212,12 @@ def parse_provider_event(event: Event, *, now: int | None = None) -> Announcemen
     if event.expiration is not None and event.expiration <= now:
         raise InvalidAnnouncement("expired")
     about = json_object(event.content)
+    models = claimed_models(event, about)
+    urls, mints = event.values("u"), event.values("mint")
+    if models:
+        # Without models a content that holds a URL may be another project's.
+        urls = urls or [*event.values("url"), *event.values("onion"), *content_urls(about)]
+        mints = mints or content_mints(about)
     carriage = next((tag[1:] for tag in event.tags if tag[0] == "http"), ())
     return normalise(
         Announcement(
@@ -218,8 +227,8 @@ def parse_provider_event(event: Event, *, now: int | None = None) -> Announcemen
             or event.first("name")
             or text_field(about, "display_name"),
             about=text_field(about, "about"),
-            urls=tuple(event.values("u")),
-            mints=tuple(event.values("mint")),
+            urls=tuple(urls),
+            mints=tuple(mints),
             version=event.first("version") or "",
             relays=tuple(event.values("relay")),
             wraps=tuple(int(kind) for kind in event.values("wrap") if is_kind(kind)),
@@ -227,6 +236,7 @@ def parse_provider_event(event: Event, *, now: int | None = None) -> Announcemen
             pubkey_lock=event.first("pubkey-lock") or "",
             created_at=event.created_at,
             expires_at=event.expiration,
+            models=models,
             event=event,
         )
     )

@@ -189,11 +189,23 @@ class Announcer:
         Raises InvalidAnnouncement when what the source says cannot be announced, ValueError
         when it is more than events can hold.
         """
+        return await self.publish(await self.events())
+
+    async def events(self) -> list[Event]:
+        """The signed events of a publication now, the provider event last; none is sent.
+
+        Raises as :meth:`publish_once` does.
+        """
         async with self._publishing:
             source = self._source()
             await self._recall(source)
             events = self._build(source)
             self._said = source
+            return events
+
+    async def publish(self, events: list[Event]) -> Mapping[str, RelayOutcome]:
+        """Send what :meth:`events` gave, one attempt per relay; returns the outcomes."""
+        async with self._publishing:
             return await self._start(events)
 
     async def retract(self) -> Mapping[str, RelayOutcome]:

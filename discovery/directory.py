@@ -1,7 +1,8 @@
 """Who else is there: follows the relays, probes what is announced, keeps an immutable snapshot.
 
     relays ──▶ Registry (newest, not expired, not deleted) ──▶ DirectorySnapshot
-                     └──▶ probes ──────────────────────────────▶
+            │        └──▶ probes ──────────────────────────────▶
+            └─▶ Reviews ───────────────────────────────────────▶
 
 One long-lived subscription brings provider events and deletions as they come; a full poll every
 15 to 30 minutes catches what was missed. Model pages are fetched for the providers that announce.
@@ -10,56 +11,39 @@ One long-lived subscription brings provider events and deletions as they come; a
 from __future__ import annotations
 
 import asyncio
+import bisect
 import random
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from hashlib import blake2b
-from typing import TypeAlias
 
-import structlog
-
-from discovery.announcement import (
-    KIND_DELETION,
-    KIND_MODEL_PAGE,
-    KIND_PROVIDER,
-    Announcement,
-)
+from discovery.announcement import KIND_DELETION, KIND_MODEL_PAGE, KIND_PROVIDER
+from discovery.health import Health
+from discovery.memory import Memory
 from discovery.nostr.event import Event
 from discovery.nostr.keys import hex_to_npub
 from discovery.nostr.pool import RelayPool
-from discovery.probe import ProbeResult
-from discovery.registry import Entry, Registry, Trust
-from discovery.schedule import Schedule
-from discovery.snapshot import DirectorySnapshot, Provider, Status
+from discovery.probing import ListModels, Probe, Prospector
+from discovery.registry import Entry, Registry
+from discovery.reviews import KIND_RECOMMENDATION, KIND_REVIEW, Reviews
+from discovery.snapshot import DirectorySnapshot, ModelsSource, Provider, Status
+from discovery.store import DirectoryStore
 
 __all__ = ["Directory", "DirectorySnapshot", "Probe", "Provider"]
-
-log = structlog.get_logger()
-
-Probe: TypeAlias = Callable[[Announcement], Awaitable[ProbeResult]]
 
 _ADDRESSES_PER_FILTER = 50
 _EVENTS_PER_QUERY = 500
 _MAX_QUERIES_PER_POLL = 20
-_FAILURES_UNTIL_UNTRUSTED = 3
 _MAX_NAP_S = 60.0
 _RETRY_FETCH_S = 5.0
-
-
-@dataclass(slots=True)
-class _Health:
-    """What the probes of one address found, for the URLs announced then."""
-
-    urls: tuple[str, ...]
-    result: ProbeResult | None = None
-    reached_at: int = 0
-    verified_at: int = 0
-    verified_urls: tuple[str, ...] = ()
-    failures: int = 0
-    """In a row."""
+_MAX_REBUILD_SHARE = 0.1
+"""Of one core; a large directory gathers changes longer."""
+_REVIEW_FILTERS: tuple[dict[str, object], ...] = (
+    {"kinds": [KIND_REVIEW], "limit": _EVENTS_PER_QUERY},
+    {"kinds": [KIND_RECOMMENDATION], "#k": [str(KIND_PROVIDER)], "limit": _EVENTS_PER_QUERY},
+)
+_DELETED_KINDS = [str(kind) for kind in (KIND_PROVIDER, KIND_REVIEW, KIND_RECOMMENDATION)]
 
 
 @dataclass(slots=True)
@@ -86,6 +70,11 @@ class Directory:
     Args:
         pool: relay pool; it delivers verified events.
         probe: asks an announced node who it is; None leaves every status unknown.
+        list_models: reads ``/v1/models`` of nodes that publish no model pages.
+        reviews: what others say, with its bounds; a default one when omitted.
+        store: keeps all this over a restart, with ``load`` before ``run``; closed by its owner.
+        save_interval_s: how often changes are stored.
+        relist_s: how long such a list counts.
         own_pubkey: whose announcements are left out.
         registry: the state with its bounds; a default one when omitted.
         poll_s: shortest and longest pause between full polls of a relay.
@@ -103,12 +92,17 @@ class Directory:
         pool: RelayPool,
         *,
         probe: Probe | None,
+        list_models: ListModels | None = None,
         own_pubkey: str | None = None,
         registry: Registry | None = None,
+        reviews: Reviews | None = None,
+        store: DirectoryStore | None = None,
+        save_interval_s: float = 10.0,
         poll_s: tuple[float, float] = (900.0, 1_800.0),
         query_timeout_s: float = 10.0,
         reprobe_s: float = 900.0,
         retry_s: float = 30.0,
+        relist_s: float = 6 * 3_600.0,
         verified_ttl_s: int = 6 * 3_600,
         probe_concurrency: int = 8,
         probe_reserve: int = 2,
@@ -116,63 +110,134 @@ class Directory:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._pool = pool
-        self._probe = probe
         self._own_pubkey = own_pubkey
-        self._registry = registry or Registry(clock=clock)
+        # an empty one is false
+        self._registry = Registry(clock=clock) if registry is None else registry
+        self._reviews = Reviews(clock=clock) if reviews is None else reviews
         self._poll_s = poll_s
         self._query_timeout_s = query_timeout_s
-        self._reprobe_s = reprobe_s
-        self._retry_s = retry_s
         self._verified_ttl_s = verified_ttl_s
-        self._concurrency = probe_concurrency
-        self._reserve = min(probe_reserve, probe_concurrency - 1)
         self._debounce_s = debounce_s
         self._clock = clock
-        self._health: dict[str, _Health] = {}
-        self._schedule = Schedule()
-        self._probe_wanted = asyncio.Event()
+        self._prospector = Prospector(
+            self._registry,
+            probe,
+            list_models,
+            self._probed,
+            reprobe_s=reprobe_s,
+            retry_s=retry_s,
+            relist_s=relist_s,
+            concurrency=probe_concurrency,
+            reserve=probe_reserve,
+            clock=clock,
+        )
+        self._memory = None
+        if store is not None:
+            self._memory = Memory(
+                store,
+                self._registry,
+                self._reviews,
+                self._prospector,
+                interval_s=save_interval_s,
+                clock=clock,
+            )
         self._wanted = {url: _Wanted() for url in pool.urls}
         self._dirty = asyncio.Event()
+        self._stale: set[str] = set()
+        self._views: dict[str, Provider] = {}
+        self._order: list[tuple[tuple[int, int, str, str], str]] = []
+        """Rank and address of every view, sorted."""
         self._rebuilt = asyncio.Event()
-        self._nonce = secrets.token_bytes(8)
+        self._nonce = secrets.token_hex(6)
+        self._version = 0
         self._snapshot = DirectorySnapshot()
+        self.closed = False
+        """It runs no longer: no change will come."""
 
     def snapshot(self) -> DirectorySnapshot:
         """The providers as last built; costs nothing and never changes afterwards."""
         return self._snapshot
 
+    @property
+    def connected(self) -> bool:
+        """Is any relay there?"""
+        return any(relay.connected for relay in self._pool.health().values())
+
     async def changed(self) -> DirectorySnapshot:
-        """Wait for the next snapshot that differs from the present one."""
-        await self._rebuilt.wait()
+        """Wait for the next snapshot that differs from the present one.
+
+        Gives the present one when the directory ends; ``closed`` is true then.
+        """
+        if not self.closed:
+            await self._rebuilt.wait()
         return self._snapshot
 
+    async def load(self) -> int:
+        """Take up what an earlier process stored; gives the number of providers."""
+        if self._memory is None:
+            return 0
+        count = await self._memory.load()
+        self._stale.update(entry.address for entry in self._registry)
+        self.rebuild()
+        return count
+
     async def run(self) -> None:
-        """Follow the relays until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._follow(), name="directory-follow")
-            for url in self._wanted:
-                tasks.create_task(self._tend(url), name="directory-tend")
-            if self._probe is not None:
-                tasks.create_task(self._probe_due(self._probe), name="directory-probe")
-            tasks.create_task(self._rebuild(), name="directory-rebuild")
+        """Follow the relays until cancelled; what is not stored yet is stored then."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._follow(), name="directory-follow")
+                for url, wanted in self._wanted.items():
+                    wanted.add(entry.address for entry in self._registry)
+                    tasks.create_task(self._tend(url), name="directory-tend")
+                tasks.create_task(self._prospector.run(), name="directory-probe")
+                tasks.create_task(self._rebuild(), name="directory-rebuild")
+                if self._memory is not None:
+                    tasks.create_task(self._memory.run(), name="directory-memory")
+        finally:
+            self.closed = True
+            self._rebuilt.set()
+            if self._memory is not None:
+                await self._memory.flush()
 
     def offer(self, event: Event) -> None:
         """Take in an event from wherever. Never raises on hostile input."""
+        if event.kind in (KIND_REVIEW, KIND_RECOMMENDATION):
+            self._reviewed(self._reviews.offer(event))
+            return
         if event.pubkey == self._own_pubkey:
             return
+        if event.kind == KIND_DELETION:
+            self._reviewed(self._reviews.offer(event))
         address = self._registry.offer(event)
+        if event.kind == KIND_DELETION and self._memory is not None:
+            self._memory.deleted(event.pubkey)
         if address is None:
             return
-        self._dirty.set()
+        self._changed(address)
+        if self._memory is not None:
+            self._memory.entry_changed(address)
         entry = self._registry.get(address)
         if event.kind != KIND_PROVIDER or entry is None or entry.announcement is None:
             return
         for wanted in self._wanted.values():
             wanted.add([address])
-        health = self._health.get(address)
-        if health is None or health.urls != entry.announcement.urls:
-            self._health[address] = _Health(entry.announcement.urls)
-            self._plan(entry, 0.0)
+        self._prospector.follow(entry)
+
+    def _changed(self, address: str) -> None:
+        self._stale.add(address)
+        self._dirty.set()
+
+    def _probed(self, address: str) -> None:
+        self._changed(address)
+        if self._memory is not None:
+            self._memory.health_changed(address)
+
+    def _reviewed(self, pubkeys: Iterable[str]) -> None:
+        for pubkey in pubkeys:
+            for address in self._registry.addresses(pubkey):
+                self._changed(address)
+            if self._memory is not None:
+                self._memory.reviews_changed(pubkey)
 
     # --- relays -------------------------------------------------------------------------------
 
@@ -180,7 +245,8 @@ class Directory:
         subscription = self._pool.subscribe(
             [
                 {"kinds": [KIND_PROVIDER], "limit": _EVENTS_PER_QUERY},
-                {"kinds": [KIND_DELETION], "#k": [str(KIND_PROVIDER)], "limit": _EVENTS_PER_QUERY},
+                {"kinds": [KIND_DELETION], "#k": _DELETED_KINDS, "limit": _EVENTS_PER_QUERY},
+                *_REVIEW_FILTERS,
             ]
         )
         try:
@@ -222,6 +288,8 @@ class Directory:
 
         ``until`` is inclusive, for several events may share the second at a page's edge.
         """
+        for event in await self._query(url, _REVIEW_FILTERS):
+            self.offer(event)
         until: int | None = None
         seen: set[str] = set()
         for _ in range(_MAX_QUERIES_PER_POLL):
@@ -250,79 +318,10 @@ class Directory:
     async def _query(self, url: str, filters: Sequence[dict[str, object]]) -> list[Event]:
         return await self._pool.query(filters, timeout_s=self._query_timeout_s, urls=[url])
 
-    # --- probes -------------------------------------------------------------------------------
-
-    def _plan(self, entry: Entry, delay_s: float) -> None:
-        at = asyncio.get_running_loop().time() + delay_s
-        self._schedule.plan(entry.address, at, preferred=entry.trust is Trust.PROVEN)
-        self._probe_wanted.set()
-
-    async def _probe_due(self, probe: Probe) -> None:
-        running: set[asyncio.Task[None]] = set()
-        loop = asyncio.get_running_loop()
-
-        def done(task: asyncio.Task[None]) -> None:
-            running.discard(task)
-            self._probe_wanted.set()
-
-        async with asyncio.TaskGroup() as tasks:
-            while True:
-                self._probe_wanted.clear()
-                while len(running) < self._concurrency:
-                    reserved = len(running) >= self._concurrency - self._reserve
-                    address = self._schedule.pop(loop.time(), preferred_only=reserved)
-                    if address is None:
-                        break
-                    task = tasks.create_task(self._probe_one(probe, address))
-                    running.add(task)
-                    task.add_done_callback(done)
-                reserved = len(running) >= self._concurrency - self._reserve
-                due = self._schedule.next_at(preferred_only=reserved)
-                if len(running) >= self._concurrency:
-                    due = None
-                try:
-                    async with asyncio.timeout_at(due):
-                        await self._probe_wanted.wait()
-                except TimeoutError:
-                    continue
-
-    async def _probe_one(self, probe: Probe, address: str) -> None:
-        entry = self._registry.get(address)
-        if entry is None or entry.announcement is None:
-            return
-        announcement = entry.announcement
-        try:
-            result = await probe(announcement)
-        except Exception:
-            # One announcement, whatever it holds, does not end the directory.
-            log.exception("probe_broken", provider=announcement.pubkey)
-            result = ProbeResult(False, None, None, "the probe itself failed")
-        health = self._health.get(address)
-        entry = self._registry.get(address)
-        if entry is None or health is None or health.urls != announcement.urls:
-            return  # replaced meanwhile: the newer announcement has its own plan
-        now = int(self._clock())
-        if result.reachable is not None or health.result is None:
-            health.result = result
-        if result.reachable:
-            health.failures = 0
-            health.reached_at = now
-            health.verified_at = now if result.verified else 0
-            health.verified_urls = result.verified_urls if result.verified else ()
-            self._registry.mark(address, Trust.PROVEN if result.verified else Trust.FAILED)
-            delay_s = self._reprobe_s
-        else:
-            health.failures += 1
-            tired = health.failures >= _FAILURES_UNTIL_UNTRUSTED
-            if result.reachable is False and (entry.trust is not Trust.PROVEN or tired):
-                self._registry.mark(address, Trust.FAILED)
-            delay_s = min(self._retry_s * 2 ** min(health.failures - 1, 16), self._reprobe_s)
-        self._plan(entry, delay_s * random.uniform(0.9, 1.1))  # noqa: S311 it only spreads load
-        self._dirty.set()
-
     # --- snapshot -----------------------------------------------------------------------------
 
     async def _rebuild(self) -> None:
+        spent_s = 0.0
         while True:
             expiry = self._registry.next_expiry()
             nap_s = _MAX_NAP_S if expiry is None else expiry - self._clock()
@@ -333,63 +332,86 @@ class Directory:
                 if self._registry.expire():
                     self._dirty.set()
                 continue
-            await asyncio.sleep(self._debounce_s)
+            await asyncio.sleep(max(self._debounce_s, spent_s / _MAX_REBUILD_SHARE))
             self._dirty.clear()
-            self._registry.expire()
+            began = time.monotonic()
             self.rebuild()
+            spent_s = time.monotonic() - began
 
     def rebuild(self) -> DirectorySnapshot:
         """Build the snapshot now. It stays the same object when nothing in it changed."""
-        for address in [a for a in self._health if self._registry.get(a) is None]:
-            del self._health[address]
-            self._schedule.cancel(address)
-        digest = blake2b(self._nonce, digest_size=12)
-        providers = []
-        for entry in self._registry:
-            provider = self._provider(entry)
-            if provider is not None:
-                providers.append((provider, entry.revision))
-        providers.sort(key=lambda item: item[0].rank)
-        for provider, revision in providers:
-            seen = (revision, provider.verified, provider.status, provider.latency_ms)
-            more = (provider.last_seen, provider.reason, provider.verified_urls)
-            digest.update(repr((provider.pubkey, seen, more)).encode())
-        etag = digest.hexdigest()
-        if etag != self._snapshot.etag:
-            listed = tuple(provider for provider, _ in providers)
+        self._registry.expire()
+        self._stale.update(a for a in self._views if self._registry.get(a) is None)
+        self._stale.update(a for a, view in self._views.items() if self._lapsed(a, view))
+        changed = False
+        for address in self._stale:
+            entry = self._registry.get(address)
+            view = self._provider(entry) if entry is not None else None
+            changed |= self._show(address, view)
+            if entry is None:
+                self._prospector.forget(address)
+        self._stale.clear()
+        if changed:
+            self._version += 1
+            listed = tuple(self._views[address] for _, address in self._order)
+            etag = f"{self._nonce}{self._version:x}"
             self._snapshot = DirectorySnapshot(listed, etag, self._clock())
             self._rebuilt.set()
             self._rebuilt = asyncio.Event()
         return self._snapshot
 
+    def _show(self, address: str, view: Provider | None) -> bool:
+        """Put a view in its place, or take it away; says whether anything is another now."""
+        known = self._views.get(address)
+        if view == known and (view is None or known is None or view.said_by(known)):
+            return False
+        if known is not None:
+            del self._views[address]
+            del self._order[bisect.bisect_left(self._order, (known.rank, address))]
+        if view is not None:
+            self._views[address] = view
+            bisect.insort(self._order, (view.rank, address))
+        return True
+
+    def _lapsed(self, address: str, view: Provider) -> bool:
+        health = self._prospector.health.get(address)
+        return view.verified and (health is None or not self._is_verified(health))
+
+    def _is_verified(self, health: Health) -> bool:
+        return health.verified_at > 0 and self._clock() - health.verified_at <= self._verified_ttl_s
+
     def _provider(self, entry: Entry) -> Provider | None:
         announcement = entry.announcement
         if announcement is None:
             return None
-        health = self._health.get(entry.address) or _Health(announcement.urls)
+        health = self._prospector.health.get(entry.address) or Health(announcement.urls)
         result = health.result
+        entry.npub = entry.npub or hex_to_npub(announcement.pubkey)
         status: Status = "unknown"
         if result is not None and result.reachable is not None:
             status = "online" if result.reachable else "offline"
-        verified = (
-            health.verified_at > 0 and self._clock() - health.verified_at <= self._verified_ttl_s
-        )
+        verified = self._is_verified(health)
+        source: ModelsSource = ""
+        named = entry.models or health.listed or announcement.models
+        unpriced = tuple(offer for offer in named if not offer.priced)
+        if named:
+            source = "pages" if entry.models else "endpoint" if health.listed else "announcement"
         return Provider(
             pubkey=announcement.pubkey,
-            npub=_npub(announcement.pubkey),
+            npub=entry.npub,
             announcement=announcement,
-            models=entry.models,
+            models=tuple(offer for offer in named if offer.priced) if unpriced else named,
+            unpriced=unpriced,
+            models_source=source,
             verified=verified,
             status=status,
             latency_ms=result.latency_ms if result else None,
+            usual_latency_ms=health.usual_latency_ms(),
+            uptime=health.uptime(),
             last_seen=health.reached_at or announcement.created_at,
             reason=result.reason if result else "not probed yet",
             verified_urls=health.verified_urls if verified else (),
             first_seen=entry.first_seen,
             info=result.info if result else b"",
+            reviews=self._reviews.about(announcement.pubkey),
         )
-
-
-@lru_cache(maxsize=16_384)
-def _npub(pubkey: str) -> str:
-    return hex_to_npub(pubkey)

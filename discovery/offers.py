@@ -6,9 +6,11 @@ At most 100 models a page, prices in integer msat per million tokens. The pages 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -49,9 +51,11 @@ _COLUMNS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class ModelOffer:
-    """A model for sale. Prices: ``*_per_mtok`` msat per million tokens, ``per_request`` msat."""
+class ModelOffer(NamedTuple):
+    """A model for sale. Prices: ``*_per_mtok`` msat per million tokens, ``per_request`` msat.
+
+    A tuple, since a directory holds half a million of them: read back a fifth as long.
+    """
 
     id: str
     name: str = ""
@@ -64,6 +68,8 @@ class ModelOffer:
     """Longest answer in tokens; 0 when not said."""
     modalities: tuple[str, ...] = ("text",)
     endpoints: tuple[str, ...] = ("chat",)
+    priced: bool = True
+    """False: somebody said it is for sale and not for how much; its prices mean nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +82,22 @@ class PageRef:
     total: int
 
 
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What is kept of a verified model page: a tenth of its event."""
+
+    id: str
+    created_at: int
+    ref: PageRef
+    offers: tuple[ModelOffer, ...]
+
+    @property
+    def address(self) -> str:
+        """The page's own address, as a deletion names it."""
+        _, pubkey, d = self.ref.provider.split(":", 2)
+        return f"{KIND_MODEL_PAGE}:{pubkey}:{page_identifier(d, self.ref.index)}"
+
+
 def announceable(offer: ModelOffer) -> bool:
     """Can this model stand in a page? Its id must be a short printable line as it is."""
     counts = (
@@ -86,7 +108,8 @@ def announceable(offer: ModelOffer) -> bool:
         offer.max_output,
     )
     return (
-        bool(offer.id)
+        offer.priced
+        and bool(offer.id)
         and clean(offer.id, MAX_IDENTIFIER_CHARS) == offer.id
         and all(0 <= count <= MAX_PRICE for count in counts)
     )
@@ -171,28 +194,48 @@ def page_ref(event: Event) -> PageRef:
     return PageRef(address, index, total)
 
 
+def read_page(event: Event, ref: PageRef | None = None) -> Page:
+    """The page with its rows; a bad row is passed over. Raises InvalidAnnouncement.
+
+    Args:
+        ref: what :func:`page_ref` gave, when it was asked before.
+    """
+    return Page(event.id, event.created_at, ref or page_ref(event), _parse_rows(event.content))
+
+
 def parse_model_pages(events: Iterable[Event]) -> list[ModelOffer] | None:
     """The models of the newest complete set of pages, or None while no set is complete.
 
     A set is the pages of one provider with the same ``created_at`` and total. Give the verified
     pages of one provider; what is not a page is passed over, and so is a bad row.
     """
-    sets: dict[tuple[int, int, str], dict[int, Event]] = {}
+    pages = []
     for event in events:
         try:
-            ref = page_ref(event)
+            pages.append(read_page(event))
         except InvalidAnnouncement:
             continue
-        pages = sets.setdefault((event.created_at, ref.total, ref.provider), {})
-        if ref.index not in pages or event.id < pages[ref.index].id:
-            pages[ref.index] = event
-    for (_, total, _), pages in sorted(sets.items(), key=lambda item: item[0], reverse=True):
-        if len(pages) == total:
+    offers = newest_set(pages)
+    return None if offers is None else list(offers)
+
+
+def newest_set(pages: Iterable[Page]) -> tuple[ModelOffer, ...] | None:
+    """The models of the newest complete set among ``pages``; None while no set is complete."""
+    sets: dict[tuple[int, int, str], dict[int, Page]] = {}
+    for page in pages:
+        ref = page.ref
+        found = sets.setdefault((page.created_at, ref.total, ref.provider), {})
+        if ref.index not in found or page.id < found[ref.index].id:
+            found[ref.index] = page
+    for (_, total, _), found in sorted(sets.items(), key=lambda item: item[0], reverse=True):
+        if len(found) == total:
+            if total == 1:
+                return found[0].offers
             offers: dict[str, ModelOffer] = {}
             for index in range(total):
-                for offer in _parse_rows(pages[index].content):
+                for offer in found[index].offers:
                     offers.setdefault(offer.id, offer)
-            return list(offers.values())[:MAX_MODELS]
+            return tuple(offers.values())[:MAX_MODELS]
     return None
 
 
@@ -210,7 +253,7 @@ def _row(offer: ModelOffer) -> list[Any]:
     ]
 
 
-def _parse_rows(content: str) -> list[ModelOffer]:
+def _parse_rows(content: str) -> tuple[ModelOffer, ...]:
     document = json_object(content)
     columns, rows = document.get("columns"), document.get("rows")
     if (
@@ -220,32 +263,78 @@ def _parse_rows(content: str) -> list[ModelOffer]:
         or not isinstance(rows, list)
         or not all(isinstance(column, str) for column in columns)
     ):
-        return []
-    parsed = (
-        _parse_row(dict(zip(columns, row, strict=False)))
-        for row in rows[:MAX_MODELS]
-        if isinstance(row, list)
-    )
-    return [offer for offer in parsed if offer is not None]
+        return ()
+    offers: dict[str, ModelOffer] = {}
+    for row in rows[:MAX_MODELS]:
+        offer = _parse_row(dict(zip(columns, row, strict=False))) if isinstance(row, list) else None
+        if offer is not None:
+            offers.setdefault(offer.id, offer)
+    return tuple(offers.values())
 
 
 def _parse_row(row: Mapping[str, Any]) -> ModelOffer | None:
-    counts = {
-        column: row.get(column, 0)
-        for column in ("input_per_mtok", "output_per_mtok", "per_request", "context", "max_output")
-    }
+    id_, counts = row.get("id"), [row.get(column, 0) for column in _COLUMNS[2:7]]
     # A model without prices is not an offer: it must not be taken for a free one.
     if not {"input_per_mtok", "output_per_mtok"} <= row.keys():
         return None
-    if any(type(count) is not int for count in counts.values()) or not isinstance(
-        row.get("id"), str
-    ):
+    if any(type(count) is not int for count in counts) or not isinstance(id_, str):
         return None
-    offer = ModelOffer(
-        id=row["id"],
-        name=clean(text_field(row, "name"), MAX_IDENTIFIER_CHARS),
-        modalities=labels(row.get("modalities")),
-        endpoints=labels(row.get("endpoints")),
-        **counts,
+    offer = one_offer(
+        id_,
+        clean(text_field(row, "name"), MAX_IDENTIFIER_CHARS),
+        counts,
+        words(row.get("modalities")),
+        words(row.get("endpoints")),
     )
     return offer if announceable(offer) else None
+
+
+def one_offer(
+    id_: str,
+    name: str,
+    counts: Sequence[int],
+    modalities: tuple[str, ...],
+    endpoints: tuple[str, ...],
+    priced: bool = True,
+) -> ModelOffer:
+    """An offer whose texts and counts are shared with the others that have the same.
+
+    Args:
+        counts: input, output, per request, context, longest answer.
+    """
+    prompt, completion, request, context, max_output = counts
+    return ModelOffer(
+        sys.intern(id_),
+        sys.intern(name),
+        prompt,
+        completion,
+        request,
+        _one_int(context),
+        _one_int(max_output),
+        modalities,
+        endpoints,
+        priced,
+    )
+
+
+def one_name(text: str) -> str:
+    """The name of a model, printable; one object however many sell it."""
+    return sys.intern(clean(text, MAX_IDENTIFIER_CHARS))
+
+
+def words(values: object) -> tuple[str, ...]:
+    """Short printable words as in ``wire.labels``; one object for all who say the same."""
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        return labels(values)
+    return _words(tuple(values[:MAX_MODELS]))
+
+
+@lru_cache(maxsize=1_024)
+def _words(values: tuple[str, ...]) -> tuple[str, ...]:
+    return labels(values)
+
+
+@lru_cache(maxsize=4_096)
+def _one_int(count: int) -> int:
+    """The same object for equal counts: context lengths are few, models are many."""
+    return count

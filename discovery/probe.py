@@ -15,9 +15,11 @@ import aiohttp
 import orjson
 
 from discovery.announcement import Announcement, is_onion
+from discovery.dialects import read_models
 from discovery.errors import ForbiddenAddress, InvalidKey
 from discovery.netguard import NetGuard
 from discovery.nostr.keys import parse_pubkey
+from discovery.offers import ModelOffer
 
 _MAX_REMEMBERED = 1_000
 _MAX_KEPT_INFO_BYTES = 8_192
@@ -38,6 +40,8 @@ class ProbeResult:
     verified_urls: tuple[str, ...] = ()
     info: bytes = b""
     """The node's own ``/v1/info`` as JSON; empty when unknown or over 8 KiB."""
+    url: str = ""
+    """The URL that answered best: the signer's own, or one that names nobody; else empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,8 @@ class Prober:
     Args:
         guard: judges every URL and every address dialled.
         timeout_s: deadline for one URL, connecting and reading included.
-        max_body_bytes: longest answer read.
+        max_body_bytes: longest ``/v1/info`` read.
+        max_models_bytes: longest ``/v1/models`` read; ``max_models`` of it are taken.
         max_urls: how many clearnet URLs of one announcement are asked.
         remember_s: an answer is reused this long, so that many announcements of one URL do not
             turn this node against it.
@@ -72,6 +77,8 @@ class Prober:
         *,
         timeout_s: float = 10.0,
         max_body_bytes: int = 65_536,
+        max_models_bytes: int = 1024 * 1024,
+        max_models: int = 2_000,
         max_urls: int = 3,
         remember_s: float = 15.0,
         per_host_per_minute: int = 60,
@@ -79,6 +86,8 @@ class Prober:
         self._guard = guard
         self._timeout_s = timeout_s
         self._max_body_bytes = max_body_bytes
+        self._max_models_bytes = max_models_bytes
+        self._max_models = max_models
         self._max_urls = max_urls
         self._remember_s = remember_s
         self._per_host = per_host_per_minute
@@ -132,7 +141,28 @@ class Prober:
             reason=reason,
             verified_urls=tuple(answer.url for answer in own),
             info=best.info,
+            url=best.url if best.owner in (None, announcement.pubkey) else "",
         )
+
+    async def models(self, url: str) -> tuple[ModelOffer, ...] | None:
+        """What ``GET {url}/v1/models`` says is for sale; None when it cannot be read.
+
+        Never raises for what the other side does.
+        """
+        if not self._may_ask(urlsplit(url).hostname or "", time.monotonic()):
+            return None
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._guard.check_url(url)
+                status, body = await self._get(f"{url}/v1/models", self._max_models_bytes)
+        except (TimeoutError, ForbiddenAddress, aiohttp.ClientError, OSError, ValueError):
+            return None
+        if status != 200 or body is None:
+            return None
+        try:
+            return read_models(orjson.loads(body), max_models=self._max_models)
+        except ValueError:
+            return None
 
     async def _ask(self, url: str) -> _Answer:
         now = time.monotonic()
@@ -161,17 +191,12 @@ class Prober:
         # Before the connector judges the address, so that a refusal has its own reason.
         await self._guard.check_url(url)
         started = time.monotonic()
-        async with self._client().get(f"{url}/v1/info", allow_redirects=False) as response:
-            latency_ms = round((time.monotonic() - started) * 1000)
-            if response.status != 200:
-                return _Answer(url, failure=f"/v1/info answers {response.status}")
-            if response.headers.get("content-encoding", "identity") != "identity":
-                return _Answer(url, failure="/v1/info is compressed against our wish")
-            body = bytearray()
-            async for data in response.content.iter_any():
-                body += data
-                if len(body) > self._max_body_bytes:
-                    return _Answer(url, failure="/v1/info is too long")
+        status, body = await self._get(f"{url}/v1/info", self._max_body_bytes)
+        latency_ms = round((time.monotonic() - started) * 1000)
+        if status != 200:
+            return _Answer(url, failure=f"/v1/info answers {status}")
+        if body is None:
+            return _Answer(url, failure="/v1/info is too long, or compressed against our wish")
         try:
             info = orjson.loads(body)
         except ValueError:
@@ -185,6 +210,21 @@ class Prober:
             owner=_owner(info),
             info=kept if len(kept) <= _MAX_KEPT_INFO_BYTES else b"",
         )
+
+    async def _get(self, url: str, max_bytes: int) -> tuple[int, bytes | None]:
+        """Status and body; no body when it is not 200, too long or compressed."""
+        async with self._client().get(url, allow_redirects=False) as response:
+            if (
+                response.status != 200
+                or response.headers.get("content-encoding", "identity") != "identity"
+            ):
+                return response.status, None
+            body = bytearray()
+            async for data in response.content.iter_any():
+                body += data
+                if len(body) > max_bytes:
+                    return response.status, None
+            return response.status, bytes(body)
 
     def _client(self) -> aiohttp.ClientSession:
         if self._session is None:

@@ -8,7 +8,6 @@ evicted first, and can never push out those who have.
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -23,11 +22,11 @@ from discovery.announcement import (
     Announcement,
     ModelOffer,
     page_ref,
-    parse_model_pages,
     parse_provider_event,
 )
 from discovery.errors import InvalidAnnouncement, InvalidEvent
 from discovery.nostr.event import Event, is_hex_key
+from discovery.offers import Page, newest_set, read_page
 
 _MAX_ADDRESS_CHARS = 400
 
@@ -45,8 +44,10 @@ class Trust(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class _Page:
-    event: Event
+class HeldPage:
+    """A model page with what its event weighed and when it expires."""
+
+    page: Page
     weight_bytes: int
     ends: int
 
@@ -57,17 +58,18 @@ class Entry:
 
     address: str
     announcement: Announcement | None = None
-    pages: dict[int, _Page] = field(default_factory=dict)
+    pages: dict[int, HeldPage] = field(default_factory=dict)
     models: tuple[ModelOffer, ...] = ()
     """Of the newest complete set of pages seen; kept while a newer set is incomplete."""
     trust: Trust = Trust.ORPHAN
     ends: int = 0
     """When the announcement expires, unix seconds."""
-    revision: int = 0
-    """Another number for every change of announcement or models."""
     first_seen: float = 0.0
     """When it was first seen under its present name, unix seconds. Unlike ``created_at`` and the
     key this is nothing its author chooses."""
+
+    npub: str = ""
+    """Of the public key, when it has been written out before: that takes 60 µs."""
 
     @property
     def pubkey(self) -> str:
@@ -80,7 +82,7 @@ class Entry:
 
 
 @dataclass(slots=True)
-class _Tombs:
+class Tombs:
     """One author's deletions: event ids, and addresses with the time they reach up to."""
 
     ids: OrderedDict[str, None] = field(default_factory=OrderedDict)
@@ -107,7 +109,7 @@ class Registry:
         max_entries: int = 4_000,
         trusted_room: int = 1_000,
         max_provider_bytes: int = 16_384,
-        max_bytes: int = 64 * 1024 * 1024,
+        max_bytes: int = 128 * 1024 * 1024,
         max_entry_bytes: int = 1024 * 1024,
         max_tombstones: int = 10_000,
         tombstones_per_author: int = 64,
@@ -127,9 +129,8 @@ class Registry:
         self._entries: dict[str, Entry] = {}
         self._by_author: dict[str, set[str]] = {}
         self._by_trust: tuple[dict[str, None], ...] = tuple({} for _ in Trust)
-        self._tombs: OrderedDict[str, _Tombs] = OrderedDict()
+        self._tombs: OrderedDict[str, Tombs] = OrderedDict()
         self._bytes = 0
-        self._revisions = itertools.count(1)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -141,6 +142,32 @@ class Registry:
     def get(self, address: str) -> Entry | None:
         """The entry of a provider address, with or without an announcement."""
         return self._entries.get(address)
+
+    def addresses(self, pubkey: str) -> frozenset[str]:
+        """All that one author announces."""
+        return frozenset(self._by_author.get(pubkey, ()))
+
+    def tombs(self, pubkey: str) -> Tombs | None:
+        """What one author deleted."""
+        return self._tombs.get(pubkey)
+
+    def restore_tombs(self, pubkey: str, tombs: Tombs) -> None:
+        """Put back what an earlier process held."""
+        self._tombs[pubkey] = tombs
+        if len(self._tombs) > self._max_tombstones:
+            self._tombs.popitem(last=False)
+
+    def restore(self, restored: Entry) -> None:
+        """Put back what an earlier process held, within the bounds of this one."""
+        if restored.address in self._entries or self._author_is_full(restored.pubkey):
+            return
+        entry = self._add(restored.address)
+        entry.announcement, entry.ends = restored.announcement, restored.ends
+        entry.pages, entry.models = restored.pages, restored.models
+        entry.first_seen, entry.npub = restored.first_seen, restored.npub
+        self._bytes += entry.weight_bytes
+        self.mark(entry.address, restored.trust)
+        self._make_room()
 
     def offer(self, event: Event) -> str | None:
         """Take in an event of any origin; a signature not yet verified is verified last.
@@ -213,7 +240,6 @@ class Registry:
         entry = entry or self._add(address)
         previous = entry.announcement
         entry.announcement, entry.ends = announcement, ends
-        entry.revision = next(self._revisions)
         if previous is None or previous.name != announcement.name:
             entry.first_seen = self._clock()
         if previous is None or previous.urls != announcement.urls:
@@ -229,29 +255,28 @@ class Registry:
         ref = page_ref(event)
         entry = self._entries.get(ref.provider)
         current = entry.pages.get(ref.index) if entry else None
-        if current is not None and not _supersedes(event, current.event):
+        if current is not None and not _supersedes(event, current.page):
             return None
         if self._buried(event) or (entry is None and self._author_is_full(event.pubkey)):
             return None
-        held = entry.weight_bytes - (current.weight_bytes if current else 0) if entry else 0
-        if held + weight > self._max_entry_bytes:
+        others = entry.weight_bytes - (current.weight_bytes if current else 0) if entry else 0
+        if others + weight > self._max_entry_bytes:
             return None
         event.verify()
         entry = entry or self._add(ref.provider)
         self._bytes += weight - (current.weight_bytes if current else 0)
-        entry.pages[ref.index] = _Page(event, weight, ends)
-        models = parse_model_pages(page.event for page in entry.pages.values())
-        changed = models is not None and tuple(models) != entry.models
+        entry.pages[ref.index] = HeldPage(read_page(event, ref), weight, ends)
+        models = newest_set(held.page for held in entry.pages.values())
+        changed = models is not None and models != entry.models
         if models is not None:
-            entry.models = tuple(models)
-            entry.revision = next(self._revisions) if changed else entry.revision
+            entry.models = models
             # A shorter set leaves pages of the longer one behind.
             self._forget_pages(
                 entry,
                 [
                     index
-                    for index, page in entry.pages.items()
-                    if index >= ref.total and page.event.created_at < event.created_at
+                    for index, held in entry.pages.items()
+                    if index >= ref.total and held.page.created_at < event.created_at
                 ],
             )
         self._make_room()
@@ -289,7 +314,11 @@ class Registry:
                 self._drop(address)
                 changed = address
                 continue
-            dead = [i for i, page in entry.pages.items() if self._buried(page.event)]
+            dead = [
+                index
+                for index, held in entry.pages.items()
+                if self._is_buried(pubkey, held.page.id, held.page.created_at, held.page.address)
+            ]
             if dead and self._remove_pages(entry, dead):
                 changed = address
         return changed
@@ -298,9 +327,7 @@ class Registry:
         """Take pages out of what is sold; says whether something listed changed."""
         before = entry.models
         self._forget_pages(entry, indices)
-        models = parse_model_pages(page.event for page in entry.pages.values())
-        entry.models = tuple(models or ())
-        entry.revision = next(self._revisions)
+        entry.models = newest_set(held.page for held in entry.pages.values()) or ()
         if not entry.pages and entry.announcement is None:
             self._drop(entry.address)
         return entry.models != before
@@ -310,9 +337,12 @@ class Registry:
             self._bytes -= entry.pages.pop(index).weight_bytes
 
     def _buried(self, event: Event) -> bool:
-        tombs = self._tombs.get(event.pubkey)
+        return self._is_buried(event.pubkey, event.id, event.created_at, event.address)
+
+    def _is_buried(self, pubkey: str, id_: str, created_at: int, address: str) -> bool:
+        tombs = self._tombs.get(pubkey)
         return tombs is not None and (
-            event.id in tombs.ids or event.created_at <= tombs.addresses.get(event.address, -1)
+            id_ in tombs.ids or created_at <= tombs.addresses.get(address, -1)
         )
 
     def _bury_address(self, pubkey: str, address: str, until: int) -> None:
@@ -322,8 +352,8 @@ class Registry:
         if len(addresses) > self._tombstones_per_author:
             addresses.popitem(last=False)
 
-    def _tombs_of(self, pubkey: str) -> _Tombs:
-        tombs = self._tombs.setdefault(pubkey, _Tombs())
+    def _tombs_of(self, pubkey: str) -> Tombs:
+        tombs = self._tombs.setdefault(pubkey, Tombs())
         self._tombs.move_to_end(pubkey)
         if len(self._tombs) > self._max_tombstones:
             self._tombs.popitem(last=False)
@@ -362,7 +392,7 @@ class Registry:
             self._drop(next(address for tier in tiers for address in tier))
 
 
-def _supersedes(event: Event, current: Event) -> bool:
+def _supersedes(event: Event, current: Event | Page) -> bool:
     """NIP-01: the newer replaces the older; of the same second the lowest id stays."""
     return event.created_at > current.created_at or (
         event.created_at == current.created_at and event.id < current.id

@@ -12,6 +12,7 @@ import asyncio
 import gc
 import secrets
 import signal
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -73,7 +74,10 @@ from node.ops import sdnotify
 from node.ops.health import Health
 from node.ops.logging import configure
 from node.ops.watchdog import Watchdog
+from node.reload import Reloader, reload_on
+from node.scraping import open_metrics
 from node.service.accounts import Accounts
+from node.service.buffers import Room
 from node.service.dispatch import Dispatcher
 from node.service.endpoints.lightning import LightningEndpoints
 from node.service.endpoints.wallet import WalletEndpoints
@@ -88,6 +92,7 @@ from node.service.routes import routes
 from node.settings import Settings
 from node.transport.dm.server import DmServer
 from node.transport.http.runner import HttpServer
+from node.transport.http.scrape import ScrapeServer
 from node.transport.http.server import create_app
 
 log = structlog.get_logger()
@@ -102,11 +107,17 @@ RETRACT_TIMEOUT_S = 5.0
 """How long the relays may take to hear that the announcement is withdrawn."""
 
 
-async def serve(settings: Settings, *, ready: Callable[[], object] | None = None) -> None:
-    """Run one node until SIGTERM or SIGINT, then drain.
+async def serve(
+    settings: Settings,
+    *,
+    ready: Callable[[], object] | None = None,
+    read: Callable[[], Settings] | None = None,
+) -> None:
+    """Run one node until SIGTERM or SIGINT, then drain; SIGHUP reads the settings again.
 
     Args:
         ready: called once everything is up.
+        read: gives the settings anew, for SIGHUP; without it there is no reload.
 
     Raises StorageError when the database cannot be opened, OSError when the address is taken.
     """
@@ -115,12 +126,18 @@ async def serve(settings: Settings, *, ready: Callable[[], object] | None = None
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with running(settings) as node:
+    hang_up = asyncio.Event()
+    if read is not None:
+        loop.add_signal_handler(signal.SIGHUP, hang_up.set)
+    async with running(settings, sdnotify.listen_socket()) as node:
         _spare_the_collector()
         if ready is not None:
             ready()
         log.info("ready", npub=node.keys.npub, http_port=node.http.port, version=__version__)
         watchdog = asyncio.create_task(sdnotify.watchdog())
+        if read is not None:
+            reloader = Reloader(settings, read, node.limiter)
+            spawn(node.background, "reload", lambda: reload_on(hang_up, reloader))
         try:
             await stop.wait()
         finally:
@@ -134,11 +151,11 @@ def _spare_the_collector() -> None:
 
     Without this a full collection goes through some 400,000 objects, 0.1 s in which nobody is
     served. The youngest are looked at after 10,000 allocations instead of 700, as 64 requests
-    under way hold more than that and free all of it by themselves.
+    under way hold more than that, and none of them leaves a cycle behind.
     """
-    gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
+    gc.enable()
 
 
 class Node:
@@ -153,6 +170,7 @@ class Node:
         health: Health,
         http: HttpServer,
         wallet: Wallet,
+        limiter: Limiter,
     ) -> None:
         self.settings = settings
         self.keys = keys
@@ -161,6 +179,8 @@ class Node:
         self.health = health
         self.http = http
         self.wallet = wallet
+        self.limiter = limiter
+        self.metrics: ScrapeServer | None = None
         self.dm: DmServer | None = None
         self.announcer: Announcer | None = None
         self.background: list[asyncio.Task[None]] = []
@@ -188,8 +208,12 @@ class Node:
 
 
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Node]:
-    """A node that serves while the context lasts."""
+async def running(settings: Settings, listener: socket.socket | None = None) -> AsyncIterator[Node]:
+    """A node that serves while the context lasts.
+
+    Args:
+        listener: a listening socket, in place of http.host and http.port.
+    """
     keys = settings.keys()
     catalog = Catalog()
     async with AsyncExitStack() as stack:
@@ -198,7 +222,11 @@ async def running(settings: Settings) -> AsyncIterator[Node]:
         ledger = SqliteLedger(database)
         store = SqliteWalletStore(database, serialize_token)
         messages = SqliteMessageLog(database)
-        answers = SqliteAnswers(database)
+        answers = SqliteAnswers(
+            database,
+            max_bytes=settings.ledger.max_stored_answers_bytes,
+            max_account_bytes=settings.ledger.max_stored_answers_bytes_per_account,
+        )
         released = await ledger.release_all()
         if released:
             log.warning("holds_released", count=released)
@@ -266,6 +294,7 @@ async def running(settings: Settings) -> AsyncIterator[Node]:
                     answers,
                     max_stored_bytes=settings.ledger.max_stored_answer_bytes,
                     patience_s=settings.http.stream_keepalive_s,
+                    room=Room(settings.limits.max_buffered_answers_bytes),
                 ),
                 WalletEndpoints(
                     accounts,
@@ -283,6 +312,7 @@ async def running(settings: Settings) -> AsyncIterator[Node]:
                 lambda: info,
                 snapshot,
                 LightningEndpoints(invoices, accounts),
+                directory,
             ),
             limiter,
         )
@@ -296,6 +326,9 @@ async def running(settings: Settings) -> AsyncIterator[Node]:
         health.add("mints", lambda: no_mint(circuits.values()))
         for url, circuit in circuits.items():
             health.add(f"mint {url}", partial(trouble, circuit), detail=True)
+        if pool is not None:
+            for url in pool.urls:
+                health.add(f"relay {url}", partial(pool.trouble, url), detail=True)
         http = HttpServer(
             create_app(
                 dispatcher,
@@ -308,10 +341,11 @@ async def running(settings: Settings) -> AsyncIterator[Node]:
             ),
             host=settings.http.host,
             port=settings.http.port,
+            sock=listener,
             keepalive_timeout_s=settings.http.keepalive_timeout_s,
             drain_timeout_s=HTTP_CLOSE_S,
         )
-        node = Node(settings, keys, database, dispatcher, health, http, wallet)
+        node = Node(settings, keys, database, dispatcher, health, http, wallet, limiter)
         stack.push_async_callback(cancel, node.background)
         market.start(node.background)
         spawn(node.background, "recovery", lambda: recover(wallet, store))
@@ -354,6 +388,20 @@ async def running(settings: Settings) -> AsyncIterator[Node]:
                 )
                 market.on_change(node.announcer.changed)
                 spawn(node.background, "announcer", node.announcer.run)
+        if settings.metrics.enabled:
+            node.metrics = await open_metrics(
+                settings,
+                stack,
+                node.background,
+                dispatcher=dispatcher,
+                health=health,
+                watchdog=watchdog,
+                mints=circuits,
+                upstreams=market.router.states,
+                pool=pool,
+                providers=lambda: len(snapshot().providers),
+                models=lambda: len(catalog),
+            )
         await market.complete(MARKET_READY_TIMEOUT_S)
         await http.start()
         stack.push_async_callback(http.stop)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import aiohttp
+import structlog
 
+from discovery.aggregator import choose_probe, registry
 from discovery.announcer import AnnouncementSource
 from discovery.directory import Directory
 from discovery.netguard import NetGuard
@@ -14,7 +18,7 @@ from discovery.nostr.keys import Keys
 from discovery.nostr.pool import RelayPool
 from discovery.offers import ModelOffer
 from discovery.probe import Prober
-from discovery.registry import Registry
+from discovery.store import DirectoryStore
 from node import __version__
 from node.core.catalog import Catalog, Model
 from node.core.identity import NodeInfo
@@ -23,6 +27,7 @@ from node.core.money import to_msat
 from node.ecash.circuit import Circuit, GuardedMint
 from node.ecash.keysets import AcceptedMint
 from node.ecash.locks import lock_key
+from node.nostr_probe import NostrProber
 from node.service.invoices import InvoiceLimits
 from node.service.limits import RateLimits
 from node.service.payout import PayoutTerms
@@ -31,6 +36,12 @@ from node.settings import Settings
 from node.settings_sections import MintSettings
 from node.transport.dm.assembly import AssemblyLimits
 from node.transport.dm.limits import DmLimits
+
+log = structlog.get_logger()
+
+_ONION = re.compile(r"[a-z2-7]{56}\.onion")
+DIRECTORY_FILE = "directory.db"
+"""In the data directory: what is known of the other nodes. Losing it loses nothing of value."""
 
 
 def accepted_mint(mint: MintSettings, session: aiohttp.ClientSession) -> AcceptedMint:
@@ -123,21 +134,49 @@ def relay_pool(settings: Settings, keys: Keys, guard: NetGuard) -> RelayPool:
 async def open_directory(
     settings: Settings, keys: Keys, guard: NetGuard, pool: RelayPool, stack: AsyncExitStack
 ) -> Directory:
-    """The directory of the other nodes; its prober is closed with ``stack``."""
+    """The directory of the other nodes with what is stored of them; closed with ``stack``."""
     wanted = settings.discovery
-    probe = None
+    probe, list_models = None, None
     if wanted.probe:
-        prober = await stack.enter_async_context(Prober(guard, timeout_s=wanted.probe_timeout_s))
-        probe = prober.probe
-    return Directory(
+        timeout_s = wanted.probe_timeout_s
+        prober = await stack.enter_async_context(Prober(guard, timeout_s=timeout_s))
+        relayed = NostrProber(guard.check_relay_url, timeout_s=timeout_s)
+        probe, list_models = choose_probe(prober, relayed.probe), prober.models
+    store = None
+    try:
+        store = await DirectoryStore.open(settings.node.data_dir / DIRECTORY_FILE)
+        await stack.enter_async_context(store)
+    except OSError as error:
+        # a node runs without it as well
+        log.warning("directory_not_stored", reason=str(error))
+    directory = Directory(
         pool,
         probe=probe,
+        list_models=list_models,
         own_pubkey=keys.pubkey,
-        registry=Registry(max_entries=wanted.max_providers),
+        registry=registry(wanted.max_providers),
+        store=store,
         poll_s=(wanted.poll_interval_s, 2 * wanted.poll_interval_s),
         reprobe_s=wanted.probe_interval_s,
         probe_concurrency=wanted.probe_concurrency,
     )
+    await directory.load()
+    return directory
+
+
+def onion_of(hostname_file: Path | None) -> str | None:
+    """The address in the file that Tor writes for an onion service; None without one."""
+    if hostname_file is None:
+        return None
+    try:
+        host = hostname_file.read_text("ascii")[:200].strip()
+    except (OSError, ValueError) as error:
+        log.warning("onion_hostname_unreadable", file=str(hostname_file), reason=str(error))
+        return None
+    if not _ONION.fullmatch(host):
+        log.warning("onion_hostname_unusable", file=str(hostname_file))
+        return None
+    return f"http://{host}"
 
 
 def node_info(settings: Settings, keys: Keys) -> NodeInfo:
@@ -151,7 +190,7 @@ def node_info(settings: Settings, keys: Keys) -> NodeInfo:
         mints=tuple(mint.url for mint in settings.mints),
         pubkey_lock=lock_key(keys.pubkey),
         http_urls=settings.http.public_urls,
-        onion_url=settings.http.onion_url,
+        onion_url=settings.http.onion_url or onion_of(settings.http.onion_hostname_file),
         relays=nostr.relays if nostr.requests else (),
     )
 
@@ -171,12 +210,12 @@ def announcement(
         relays=pool.urls if settings.nostr.requests else (),
         wraps=info.wraps,
         http=("80", "81", "frames-v1") if settings.nostr.requests else (),
-        offers=tuple(_offer(model) for model in catalog),
+        offers=tuple(offer_of(model) for model in catalog),
         d=settings.node.d,
     )
 
 
-def _offer(model: Model) -> ModelOffer:
+def offer_of(model: Model) -> ModelOffer:
     return ModelOffer(
         id=model.id,
         name=model.name,

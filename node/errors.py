@@ -345,7 +345,18 @@ class UpstreamFailed(NodeError):
     retry = False
 
 
+class AnswerTooLarge(UpstreamFailed):
+    """The upstream did its work, and what came of it is above a bound of ours. It is charged for:
+    else a request that makes it so would be free for its client and not for the operator."""
+
+    code = "answer_too_large"
+    default = "the answer is larger than this node passes on; its making was charged"
+
+
 class UpstreamTimeout(NodeError):
+    """``sent``: the upstream had the whole request and may have worked on it."""
+
+    sent = False
     status = 504
     type = "upstream_timeout"
     code = "upstream_timeout"

@@ -153,6 +153,7 @@ def _lane(item: UpstreamSettings, session: aiohttp.ClientSession) -> Lane:
         deadlines=Deadlines(
             connect_s=item.connect_timeout_s,
             first_byte_s=item.first_byte_timeout_s,
+            whole_s=item.whole_answer_timeout_s,
             chunk_s=item.chunk_timeout_s,
             answer_s=item.answer_timeout_s,
         ),

@@ -85,6 +85,8 @@ class UpstreamReply(Protocol):
     """Who serves it, at which price."""
     status: int
     content_type: str
+    resumable: bool
+    """After a read was cancelled, ``chunks`` called anew goes on where it was."""
 
     def chunks(self) -> AsyncIterator[bytes]:
         """The body as it arrives. Raises UpstreamFailed, UpstreamTimeout."""

@@ -26,6 +26,7 @@ from node.settings_sections import (
     LightningSettings,
     LimitSettings,
     LogSettings,
+    MetricsSettings,
     MintSettings,
     NodeSettings,
     NostrSettings,
@@ -74,6 +75,7 @@ class Settings(BaseSettings):
     payout: PayoutSettings = PayoutSettings()
     refund: RefundSettings = RefundSettings()
     limits: LimitSettings = LimitSettings()
+    metrics: MetricsSettings = MetricsSettings()
     log: LogSettings = LogSettings()
 
     @classmethod
@@ -108,6 +110,11 @@ class Settings(BaseSettings):
         self.plans()
         if not self.mints and (discovering or not all(model.free for model in self.models)):
             raise ValueError("mints: nobody can pay; add a [[mints]] entry")
+        if self.metrics.enabled and (self.metrics.host, self.metrics.port) == (
+            self.http.host,
+            self.http.port or None,
+        ):
+            raise ValueError("metrics.port: must not be http.port: metrics are not public")
         if not self.nostr.relays and (self.nostr.requests or self.node.announce):
             raise ValueError(
                 "nostr.relays: is empty; name relays, or set nostr.requests and node.announce to "

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from node.core.plans import BackendPlan, ListTerms, ModelPlan
+from node.core.plans import BackendPlan, ListTerms, ModelPlan, takes_only_newer_limit
 from node.core.tariff import FREE, KINDS, Amount, Tariff
 from node.settings_sections import Section
 from node.settings_types import (
@@ -29,6 +29,14 @@ _OTHER_KINDS = ("per_request", "per_image", "per_audio_minute", "per_mchar")
 
 Glob = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[!-~]+$")]
 ModelId = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[!-~]+$")]
+FieldName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,64}$")]
+COUNTED_FIELDS = frozenset({
+    "model", "messages", "prompt", "input", "system", "file", "documents", "query", "suffix",
+    "tools", "functions", "instructions", "stream", "stream_options", "stream_format", "n",
+    "best_of", "echo", "max_tokens", "max_completion_tokens", "max_output_tokens", "thinking",
+    "partial_images", "response_format", "speed", "store", "top_n", "service_tier",
+})  # fmt: skip
+"""What a call is measured by, and therefore not fixed for all of them."""
 Endpoints = Annotated[
     tuple[
         Literal[
@@ -70,7 +78,9 @@ class UpstreamSettings(Section):
     connect_timeout_s: Seconds = 10
     """Deadline to connect."""
     first_byte_timeout_s: Seconds = 120
-    """Deadline for the answer to begin."""
+    """Deadline for a stream to begin."""
+    whole_answer_timeout_s: Seconds = 600
+    """Deadline for an answer in one piece, which comes when all of it has been made."""
     chunk_timeout_s: Seconds = 60
     """Longest silence inside an answer."""
     answer_timeout_s: Seconds = 3600
@@ -271,8 +281,12 @@ class ModelSettings(Prices):
     endpoints: Endpoints = ("chat", "messages")
     """What it can be used for: chat is /v1/chat/completions, transcriptions is
     /v1/audio/transcriptions and so on."""
-    max_completion_tokens_only: bool = False
-    """Its upstreams refuse max_tokens (OpenAI's reasoning models) and get max_completion_tokens."""
+    max_completion_tokens_only: bool | None = None
+    """Its upstreams refuse max_tokens and get max_completion_tokens; by default so for names like
+    those of OpenAI's reasoning models (o1, o3, gpt-5)."""
+    fixed: dict[FieldName, str | int | float | bool] = Field(default_factory=dict, max_length=32)
+    """Fields of a request that are sold with one value only, such as { quality = "standard",
+    size = "1024x1024" }: they are always sent so, and who asks for another value is refused."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -290,6 +304,9 @@ class ModelSettings(Prices):
                 f'model "{self.id}": markup_percent is for prices that the upstream lists, and it '
                 "has prices of its own"
             )
+        counted = sorted(COUNTED_FIELDS.intersection(self.fixed))
+        if counted:
+            raise ValueError(f'model "{self.id}": fixed cannot set {", ".join(counted)}')
         if self.max_output_tokens > self.context_length:
             raise ValueError(f'model "{self.id}": max_output_tokens is above context_length')
         return self
@@ -320,7 +337,12 @@ class ModelSettings(Prices):
             output_modalities=self.output_modalities,
             endpoints=self.endpoints,
             aliases=self.aliases,
-            max_completion_tokens_only=self.max_completion_tokens_only,
+            max_completion_tokens_only=(
+                takes_only_newer_limit(entries[0].upstream_id or self.id)
+                if self.max_completion_tokens_only is None
+                else self.max_completion_tokens_only
+            ),
+            fixed=self.fixed,
         )
 
     def _backend(

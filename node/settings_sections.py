@@ -88,6 +88,8 @@ class HttpSettings(Section):
     is reachable over Nostr only."""
     onion_url: OnionUrl | None = None
     """Tor onion service address of this server; announced after the public URLs."""
+    onion_hostname_file: FilePath | None = None
+    """Tor's hostname file of that service, read at start when onion_url is not set."""
     max_body_bytes: SizeBytes = 26 * MIB
     """Largest request body."""
     max_buffered_bytes: SizeBytes = 256 * MIB
@@ -183,7 +185,7 @@ class DiscoverySettings(Section):
     """Deadline of one such question."""
     probe_concurrency: Count = 8
     """How many nodes are asked at the same time."""
-    max_providers: Count = 4000
+    max_providers: Annotated[Count, Field(le=100_000)] = 10_000
     """Most nodes kept."""
     allow_private_addresses: bool = False
     """Also connect to announced loopback and private addresses; for demos on one machine."""
@@ -197,6 +199,11 @@ class LedgerSettings(Section):
     max_stored_answer_bytes: SizeBytes = 8 * MIB
     """Longest answer that is kept for its Idempotency-Key; asking again for a longer one gives
     409."""
+    max_stored_answers_bytes: SizeBytes = 1024 * MIB
+    """Most bytes of such answers in the database, compressed; beyond, the oldest are forgotten, and
+    asking again for one of them gives 409."""
+    max_stored_answers_bytes_per_account: SizeBytes = 64 * MIB
+    """The same of one account."""
     watchdog_interval_s: Seconds = 60
     """How often the books are added up, to see that the coins cover what clients are owed."""
     refill_interval_s: Seconds = 60
@@ -283,6 +290,21 @@ class LimitSettings(Section):
     """The same in a day."""
     max_concurrent_per_account: Annotated[Whole, Field(ge=0)] = 128
     """Paid calls of one account that run at the same time; 0: no limit."""
+    max_buffered_answers_bytes: SizeBytes = 256 * MIB
+    """Most bytes of answers in one piece kept in memory, of all calls; beyond, model servers are
+    read from in turn."""
+
+
+class MetricsSettings(Section):
+    """[metrics] numbers for Prometheus, on an address of their own."""
+
+    enabled: bool = False
+    """Answer GET /metrics on the address below. It says how much the node earns: never make it
+    public."""
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: Annotated[Whole, Field(ge=0, le=65535)] = 9464
+    """TCP port to listen on; 0 takes a free one."""
 
 
 class LogSettings(Section):

@@ -13,8 +13,8 @@ from discovery.errors import RelayError
 from discovery.nostr.event import Event
 from discovery.nostr.filters import Filter
 from discovery.nostr.keys import Keys
+from discovery.nostr.limits import PublishResult, RelayLimits
 from discovery.nostr.relay import Guard, Relay, RelayHealth, normalize_url
-from discovery.nostr.session import PublishResult, RelayLimits
 from discovery.nostr.subscription import (
     DEFAULT_QUEUE_EVENTS,
     DEFAULT_SEEN_IDS,
@@ -70,6 +70,8 @@ class RelayPool:
         self._guests: OrderedDict[str, Relay] = OrderedDict()
         self._idle: dict[str, asyncio.TimerHandle] = {}
         self._subscriptions: WeakSet[Subscription] = WeakSet()
+        self._standing: WeakSet[Subscription] = WeakSet()
+        self._started = False
         self._background: set[asyncio.Task[object]] = set()
         self._closed = False
 
@@ -82,6 +84,7 @@ class RelayPool:
 
     async def start(self) -> None:
         """Begin to connect; does not wait for any relay."""
+        self._started = True
         for relay in self._relays.values():
             relay.start()
 
@@ -103,9 +106,43 @@ class RelayPool:
         """The pool's relays, in one spelling each."""
         return tuple(self._relays)
 
+    async def set_urls(self, urls: Sequence[str]) -> None:
+        """Use these relays from now on, without an interruption at those that stay.
+
+        New ones are connected and asked every standing subscription; what is no longer listed
+        is disconnected, and publishes to it end. RelayError, and no change, for what is no URL
+        of a relay.
+        """
+        wanted = dict.fromkeys(map(normalize_url, urls))
+        if self._closed:
+            raise RelayError("the pool is closed")
+        before, self._relays = self._relays, {}
+        for url in wanted:
+            if url in before:
+                self._relays[url] = before.pop(url)
+                continue
+            if (timer := self._idle.pop(url, None)) is not None:
+                timer.cancel()
+            relay = self._guests.pop(url, None) or self._relay(url)
+            self._relays[url] = relay
+            if self._started:
+                relay.start()
+            for subscription in list(self._standing):
+                if not subscription.closed:
+                    subscription.ask(relay)
+        for relay in before.values():
+            for subscription in list(self._standing):
+                subscription.leave(relay)
+        await asyncio.gather(*(relay.close() for relay in before.values()))
+
     def health(self) -> dict[str, RelayHealth]:
         """How each of the pool's relays does."""
         return {url: relay.health() for url, relay in self._relays.items()}
+
+    def trouble(self, url: str) -> str | None:
+        """What is wrong with one of the pool's relays, in a few public words."""
+        relay = self._relays.get(url)
+        return "not in use" if relay is None else relay.health().trouble
 
     # publishing
 
@@ -179,6 +216,7 @@ class RelayPool:
         """
         subscription = Subscription(filters, queue_size=queue_size, seen_size=seen_size)
         self._ask(subscription, self._relays)
+        self._standing.add(subscription)
         return subscription
 
     async def query(

@@ -7,7 +7,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
@@ -18,7 +18,9 @@ from websockets.legacy.client import Connect
 
 from discovery.errors import DiscoveryError, ForbiddenAddress, RelayError
 from discovery.nostr.keys import Keys
-from discovery.nostr.session import Counters, PublishResult, RelayLimits, Session
+from discovery.nostr.limits import Counters, PublishResult, RelayLimits
+from discovery.nostr.pacing import Pacer, is_rate_limit
+from discovery.nostr.session import Session
 from discovery.nostr.subscription import Subscription
 
 Guard = Callable[[str], Awaitable[Sequence[str] | None]]
@@ -80,6 +82,19 @@ class RelayHealth:
     """Events and frames that were misshapen or forged."""
     published: int
     refused: int
+    limited: int
+    """How often it said that we send too fast."""
+    resent: int
+    """Events sent again because the OK did not come."""
+    interval_s: float
+    """Between two of our events, as it wants it; 0: it takes whatever comes."""
+
+    @property
+    def trouble(self) -> str | None:
+        """What is wrong with it, in a few public words."""
+        if not self.connected:
+            return "not connected"
+        return f"takes an event every {self.interval_s:.1f} s" if self.interval_s >= 1 else None
 
 
 class _NoRedirect(Connect):
@@ -111,6 +126,7 @@ class Relay:
         self._guard = guard
         self._limits = limits or RelayLimits()
         self._counters = Counters()
+        self._pacer = Pacer(self._limits.pace_first_s, self._limits.pace_max_s)
         self._subscriptions: dict[str, Subscription] = {}
         self._session: Session | None = None
         self._settled = asyncio.Event()
@@ -158,6 +174,9 @@ class Relay:
             invalid=counters.invalid,
             published=counters.published,
             refused=counters.refused,
+            limited=counters.limited,
+            resent=counters.resent,
+            interval_s=self._pacer.interval_s,
         )
 
     def start(self) -> None:
@@ -186,17 +205,20 @@ class Relay:
             self._session.close(subscription)
 
     async def publish(self, event_id: str, frame: str, timeout_s: float) -> PublishResult:
-        """Send an EVENT frame; sent again if the connection is lost before the OK.
+        """Send an EVENT frame; sent again if the connection is lost before the OK, and slower
+        while the relay says ``rate-limited``.
 
         Never raises for what a relay does: no connection or no OK in time is a result.
         """
         self._publishing += 1
+        refusals: list[PublishResult] = []
         try:
             async with asyncio.timeout(timeout_s):
-                result = await self._publish(event_id, frame)
+                result = await self._publish(event_id, frame, refusals)
         except TimeoutError:
             reason = "no OK" if self.connected else self._last_error or "not connected"
             result = PublishResult(False, f"timeout: {reason} within {timeout_s:g} s")
+            result = refusals[-1] if refusals else result
         finally:
             self._publishing -= 1
         if result.ok:
@@ -205,19 +227,35 @@ class Relay:
             self._counters.refused += 1
         return result
 
-    async def _publish(self, event_id: str, frame: str) -> PublishResult:
+    async def _publish(
+        self, event_id: str, frame: str, refusals: list[PublishResult]
+    ) -> PublishResult:
+        """``refusals`` collects what the relay said instead of taking it in time."""
         while True:
             if not self._settled.is_set():
                 if asyncio.get_running_loop().time() - self._last_attempt > _KICK_AFTER_S:
                     self._kick.set()
                 await self._settled.wait()
+            if self._pacer.waiting >= self._limits.max_paced_events:
+                return PublishResult(False, "rate-limited: too many events wait", limited=True)
+            await self._pacer.turn()
             session = self._session
             if session is None:
-                return PublishResult(False, self._refusal)
+                if self._settled.is_set():
+                    return PublishResult(False, self._refusal)
+                continue
             result = await session.publish(event_id, frame)
-            if result is not None:
-                return result
-            await asyncio.sleep(0)  # the supervisor clears ``_settled`` first
+            if result is None:
+                await asyncio.sleep(0)  # the supervisor clears ``_settled`` first
+            elif result.ok:
+                self._pacer.accepted()
+                return replace(result, limited=bool(refusals))
+            elif is_rate_limit(result.message):
+                self._counters.limited += 1
+                self._pacer.refused()
+                refusals.append(replace(result, limited=True))
+            else:
+                return replace(result, limited=bool(refusals))
 
     # staying connected
 

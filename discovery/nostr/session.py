@@ -7,6 +7,7 @@ bounded queue, so a relay that does not read can stop neither reading nor the pr
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -16,9 +17,11 @@ import structlog
 from websockets.client import WebSocketClientProtocol
 
 from discovery.errors import InvalidEvent, RelayError
-from discovery.nostr.event import MAX_EVENT_BYTES, Event
+from discovery.nostr.event import Event
 from discovery.nostr.filters import Matcher
 from discovery.nostr.keys import Keys
+from discovery.nostr.limits import Counters, PublishResult, RelayLimits
+from discovery.nostr.pacing import RoundTrip
 from discovery.nostr.subscription import Subscription
 
 _AUTH_KIND: Final = 22242
@@ -26,55 +29,9 @@ _MAX_CHALLENGE_CHARS: Final = 1_024
 _MAX_NOTICE_CHARS: Final = 300
 _AUTH_REQUIRED: Final = "auth-required"  # strfry writes "ERROR: auth-required: …"
 _RESTRICTED: Final = "restricted"
+_RESEND_GROWTH: Final = 1.5
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class RelayLimits:
-    """What one relay may cost us; durations in seconds."""
-
-    connect_timeout_s: float = 10
-    send_timeout_s: float = 10
-    close_timeout_s: float = 1
-    auth_grace_s: float = 2
-    """Some relays never answer AUTH with OK; after this we go on as if they had."""
-    ping_interval_s: float = 20
-    backoff_min_s: float = 0.5
-    backoff_max_s: float = 300
-    alive_s: float = 30
-    """A connection that lived this long resets the backoff."""
-    retry_after_closed_s: float = 1
-    """First pause before asking again after CLOSED; doubles up to ``backoff_max_s``."""
-    max_message_bytes: int = 1_048_576
-    max_event_bytes: int = MAX_EVENT_BYTES
-    max_received_frames: int = 16
-    max_queued_frames: int = 256
-    max_pending_oks: int = 1_000
-    max_auths: int = 10
-    """AUTH challenges answered per connection."""
-
-
-@dataclass(frozen=True, slots=True)
-class PublishResult:
-    """What one relay said to one event; ``message`` is the relay's or ours."""
-
-    ok: bool
-    message: str = ""
-
-
-@dataclass(slots=True)
-class Counters:
-    """What a relay has done since the start; the numbers behind RelayHealth."""
-
-    connects: int = 0
-    events: int = 0
-    duplicates: int = 0
-    unmatched: int = 0
-    invalid: int = 0
-    published: int = 0
-    refused: int = 0
-    last_notice: str = ""
 
 
 @dataclass(slots=True)
@@ -87,6 +44,7 @@ class _Request:
     stored: int = 0
     auth_retried: bool = False
     pause_s: float = 0
+    silences: int = 0
     retry: asyncio.TimerHandle | None = None
 
 
@@ -122,6 +80,10 @@ class Session:
         self._requests: dict[str, _Request] = {}
         self._publishes: dict[str, _Publish] = {}
         self._outbox: asyncio.Queue[str] = asyncio.Queue(limits.max_queued_frames)
+        self._drained = asyncio.Event()
+        self._round_trip = RoundTrip(limits.ok_patience_min_s, limits.ok_patience_max_s)
+        self._ok_without_id = False
+        self._resent_in_vain = 0
         self._auth_id: str | None = None
         self._auth_denied = False
         self._auths = 0
@@ -141,6 +103,7 @@ class Session:
             done, _ = await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._lost.set()
+            self._drained.set()
             self._cancel_timers()
             for task in (reader, writer):
                 task.cancel()
@@ -157,11 +120,22 @@ class Session:
         request = _Request(subscription, Matcher(filters))
         if old is not None:
             request.pause_s, request.auth_retried = old.pause_s, old.auth_retried
+            request.silences = old.silences
             if old.retry is not None:
                 old.retry.cancel()
         self._requests[subscription.id] = request
         subscription.asked(self._url)
         self._send(["REQ", subscription.id, *filters])
+        if subscription.standing and request.silences < self._limits.max_silent_retries:
+            loop = asyncio.get_running_loop()
+            wait_s = self._limits.retry_after_silence_s * 2**request.silences
+            request.retry = loop.call_later(wait_s, self._ask_again, request)
+
+    def _ask_again(self, request: _Request) -> None:
+        """The relay has not answered: the REQ may have got lost."""
+        if not request.answered:
+            request.silences += 1
+            self.open(request.subscription)
 
     def close(self, subscription: Subscription) -> None:
         """Send CLOSE and forget the subscription."""
@@ -177,7 +151,8 @@ class Session:
     async def publish(self, event_id: str, frame: str) -> PublishResult | None:
         """Send an EVENT frame and wait for its OK; None when the connection ends first.
 
-        Waits without a limit of its own: the caller brings the deadline.
+        Waits without a limit of its own: the caller brings the deadline. Sent again when the OK
+        takes far longer than it does otherwise.
         """
         publish = self._publishes.get(event_id)
         if publish is None:
@@ -192,14 +167,52 @@ class Session:
         either: set[asyncio.Future[Any]] = {publish.answer, lost}
         try:
             if first:
-                await self._outbox.put(frame)
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+                await self._deliver(publish, either)
+            else:
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             return publish.answer.result() if publish.answer.done() else None
         finally:
             lost.cancel()
             publish.waiting -= 1
             if publish.waiting == 0:
                 self._publishes.pop(event_id, None)
+
+    async def _deliver(self, publish: _Publish, either: set[asyncio.Future[Any]]) -> None:
+        """Send it until one of ``either`` is done."""
+        clock = asyncio.get_running_loop().time
+        for attempt in itertools.count():
+            await self._has_room()
+            self._send_text(publish.frame)
+            sent_at = clock()
+            if self._may_resend:
+                wait_s = self._round_trip.patience_s * _RESEND_GROWTH**attempt
+            else:
+                wait_s = None
+            done, _ = await asyncio.wait(
+                either, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            if done:
+                if attempt == 0 and publish.answer.done() and not publish.auth_retried:
+                    self._round_trip.took(clock() - sent_at)
+                return
+            self._counters.resent += 1
+            if not self._round_trip.known:
+                self._resent_in_vain += 1
+
+    @property
+    def _may_resend(self) -> bool:
+        if self._ok_without_id:  # one more OK would count for another event
+            return False
+        known = self._round_trip.known
+        return known or self._resent_in_vain < self._limits.max_unanswered_events
+
+    async def _has_room(self) -> None:
+        """Events fill at most half of the queue, so that what must not wait finds room."""
+        while self._outbox.qsize() >= self._limits.max_queued_frames // 2:
+            if self._lost.is_set():
+                return
+            self._drained.clear()
+            await self._drained.wait()
 
     # reading
 
@@ -301,6 +314,7 @@ class Session:
         if event_id:
             publish = self._publishes.get(event_id)
         else:  # nostr-relay refuses with an empty id; it works through events in their order
+            self._ok_without_id = True
             open_ones = (p for p in self._publishes.values() if not p.answer.done())
             publish = next(open_ones, None)
         if publish is None or publish.answer.done():
@@ -392,6 +406,7 @@ class Session:
     async def _write(self) -> None:
         while True:
             text = await self._outbox.get()
+            self._drained.set()
             try:
                 async with asyncio.timeout(self._limits.send_timeout_s):
                     await self._socket.send(text)

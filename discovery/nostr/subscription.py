@@ -146,6 +146,18 @@ class Subscription:
             self._outstanding.add(relay.url)
         relay.attach(self)
 
+    def leave(self, relay: Asked) -> None:
+        """Ask ``relay`` no longer; the others go on."""
+        if relay in self._relays:
+            self._relays.remove(relay)
+            relay.detach(self)
+            self.unreachable(relay.url)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was ended."""
+        return self._closed
+
     def filters(self) -> list[dict[str, Any]]:
         """The filters for a REQ of this moment."""
         made = self._source() if callable(self._source) else self._source

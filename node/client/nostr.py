@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import ceil
 from typing import Any, Self
@@ -28,19 +28,27 @@ from discovery.nostr.giftwrap import (
     GIFT_WRAP,
     MAX_BACKDATE_S,
     unwrap,
-    wrap,
 )
 from discovery.nostr.keys import Keys, parse_pubkey
 from discovery.nostr.pool import RelayPool, Subscription
-from node.client.stream import ClientReply, Patience, ReplyStream, ReplyTimeout
+from discovery.nostr.relay import Guard
+from node.client.stream import (
+    ClientReply,
+    MessageTooLarge,
+    Patience,
+    ReplyStream,
+    ReplyTimeout,
+)
 from node.transport.dm.assembly import ReplyError
 from node.transport.dm.codec import (
     REPLY_KIND,
     REQUEST_KIND,
     BadMessage,
     build_request,
-    parse_reply,
+    parse_answer,
 )
+from node.transport.dm.cutter import MIN_PART_BYTES, PART_BYTES
+from node.transport.dm.publishing import Delivery, Publisher
 
 __all__ = ["ClientReply", "NostrClient", "Patience", "ReplyError", "ReplyStream", "ReplyTimeout"]
 
@@ -48,6 +56,8 @@ _MAX_REPLY_RELAYS = 5
 _MAX_LIFETIME_S = 86_400
 _EPHEMERAL_OVERLAP_S = 300
 _STORED_OVERLAP_S = MAX_BACKDATE_S + 900
+_WINDOW = 32
+"""Messages on their way to the relays at the same time."""
 _BOTH_KINDS = [EPHEMERAL_GIFT_WRAP, GIFT_WRAP]
 
 
@@ -60,6 +70,7 @@ class NostrClient:
         stored: send stored wraps (1059), for nodes that may be offline; else ephemeral (21059).
         take_stored: also listen for stored copies, which carry change that got lost.
         max_reply_bytes: the longest reply taken.
+        guard: judges the relays' addresses before each connect; see ``RelayPool``.
     """
 
     def __init__(
@@ -71,15 +82,30 @@ class NostrClient:
         take_stored: bool = True,
         max_reply_bytes: int = 64 * 2**20,
         patience: Patience | None = None,
+        guard: Guard | None = None,
     ) -> None:
         self._keys = keys or Keys.generate()
         self._patience = patience or Patience()
-        self._kind = GIFT_WRAP if stored else EPHEMERAL_GIFT_WRAP
         self._kinds = [EPHEMERAL_GIFT_WRAP] if not (stored or take_stored) else _BOTH_KINDS
         self._max_reply_bytes = max_reply_bytes
         self._pool = RelayPool(
-            relays, keys=self._keys, connect_timeout_s=self._patience.connect_timeout_s
+            relays,
+            keys=self._keys,
+            guard=guard,
+            connect_timeout_s=self._patience.connect_timeout_s,
         )
+        preferred = GIFT_WRAP if stored else EPHEMERAL_GIFT_WRAP
+        # Whoever listens to one kind only does not want to leave traces of the other.
+        self._send_kinds = sorted(self._kinds, key=lambda kind: kind != preferred)
+        self._publisher = Publisher(
+            self._pool,
+            self._keys,
+            timeout_s=self._patience.publish_timeout_s,
+            stored_lifetime_s=_MAX_LIFETIME_S,
+        )
+        self._window = asyncio.Semaphore(_WINDOW)
+        self._part_bytes = PART_BYTES
+        self._large_pass = False
         self._streams: dict[tuple[str, str], ReplyStream] = {}
         self._loops: list[asyncio.Task[None]] = []
 
@@ -104,6 +130,7 @@ class NostrClient:
         for loop in self._loops:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
+        await self._publisher.close()
         await self._pool.close()
 
     async def request(
@@ -162,7 +189,8 @@ class NostrClient:
         key = (pubkey, message_id)
         if key in self._streams:
             raise ValueError("a request of this id is under way")
-        contents = build_request(
+        cut = partial(
+            build_request,
             message_id,
             method,
             url,
@@ -173,9 +201,10 @@ class NostrClient:
             relays=self._pool.urls[:_MAX_REPLY_RELAYS],
             wrap=self._kinds,
         )
+        cut()  # raises now rather than later
         stream = ReplyStream(
             message_id,
-            contents,
+            lambda: cut(part_bytes=self._part_bytes),
             publish=partial(self._publish_all, pubkey),
             forget=partial(self._streams.pop, key, None),
             timeout_s=timeout_s,
@@ -185,22 +214,46 @@ class NostrClient:
         self._streams[key] = stream
         return stream
 
-    async def _publish_all(self, provider: str, contents: Sequence[str]) -> bool:
-        """Send kind 80 rumors; True when of each at least one relay took the wrap."""
-        taken = await asyncio.gather(*(self._publish(provider, content) for content in contents))
-        return all(taken)
+    async def _publish_all(
+        self, provider: str, contents: Sequence[str], taken: Callable[[str], object]
+    ) -> bool:
+        """Send kind 80 rumors; True when of each at least one relay took the wrap.
 
-    async def _publish(self, provider: str, content: str) -> bool:
-        rumor = Rumor.new(self._keys.pubkey, REQUEST_KIND, content)
-        stored = self._kind == GIFT_WRAP
-        expiration = rumor.created_at + _MAX_LIFETIME_S if stored else None
-        event = wrap(
-            rumor, self._keys, provider, kind=self._kind, expiration=expiration, backdate=stored
+        ``taken`` is called with each of them then.
+
+        Raises MessageTooLarge when the relays refuse the first for its size and smaller parts
+        may pass: nothing of it is out then.
+        """
+        first, *others = contents
+        if others and not self._large_pass:
+            # One goes ahead, so that no part of a request that must be cut anew is out.
+            delivery = await self._publish(provider, first, taken)
+            if not delivery.taken:
+                self._shrink(delivery)
+                return False
+            self._large_pass = True
+            contents = others
+        sent = await asyncio.gather(
+            *(self._publish(provider, content, taken) for content in contents)
         )
-        results = await self._pool.publish(
-            event, timeout_s=self._patience.publish_timeout_s, enough=1
-        )
-        return any(result.ok for result in results.values())
+        if len(contents) == 1 and first is contents[0]:
+            self._shrink(sent[0])
+        return all(delivery.taken for delivery in sent)
+
+    def _shrink(self, delivery: Delivery) -> None:
+        if delivery.too_large and self._part_bytes > MIN_PART_BYTES:
+            self._part_bytes = max(self._part_bytes // 2, MIN_PART_BYTES)
+            raise MessageTooLarge
+
+    async def _publish(
+        self, provider: str, content: str, taken: Callable[[str], object]
+    ) -> Delivery:
+        async with self._window:
+            rumor = Rumor.new(self._keys.pubkey, REQUEST_KIND, content)
+            delivery = await self._publisher.publish(rumor, provider, self._send_kinds)
+        if delivery.taken:
+            taken(content)
+        return delivery
 
     def _filters(self, kind: int) -> list[dict[str, Any]]:
         overlap_s = _STORED_OVERLAP_S if kind == GIFT_WRAP else _EPHEMERAL_OVERLAP_S
@@ -213,9 +266,10 @@ class NostrClient:
                 rumor = unwrap(event, self._keys)
                 if rumor.kind != REPLY_KIND:
                     continue
-                piece = parse_reply(rumor.content)
+                message = parse_answer(rumor.content)
             except (DiscoveryError, BadMessage):
                 continue
-            stream = self._streams.get((rumor.pubkey, piece.id))
+            stream = self._streams.get((rumor.pubkey, message.id))
             if stream is not None:
-                stream.receive(piece)
+                stream.receive(message)
+            await asyncio.sleep(0)  # decrypting takes milliseconds, and more may be waiting

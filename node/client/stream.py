@@ -11,8 +11,15 @@ from typing import Any, Self
 import orjson
 
 from node.transport.dm.assembly import ReplyAssembler, ReplyError
-from node.transport.dm.codec import ReplyPiece, build_cancel, build_nack
+from node.transport.dm.codec import Nack, ReplyPiece, build_cancel, build_nack
 from node.transport.dm.cutter import OMITTED_HEADER
+
+_INCOMPLETE = 408
+_MAX_ANEW = 3
+
+
+class MessageTooLarge(Exception):
+    """Relays refused a request's first part; it has to be cut into smaller ones."""
 
 
 class ReplyTimeout(ReplyError):
@@ -71,9 +78,9 @@ class ReplyStream:
     def __init__(
         self,
         message_id: str,
-        contents: Sequence[str],
+        cut: Callable[[], Sequence[str]],
         *,
-        publish: Callable[[Sequence[str]], Awaitable[bool]],
+        publish: Callable[[Sequence[str], Callable[[str], object]], Awaitable[bool]],
         forget: Callable[[], object],
         timeout_s: float,
         max_reply_bytes: int,
@@ -81,7 +88,13 @@ class ReplyStream:
     ) -> None:
         self.id = message_id
         """The message id: what asks for the same answer again."""
-        self._contents = contents
+        self._cut = cut
+        self._contents: Sequence[str] = ()
+        self._begun_anew = 0
+        self._taken: set[str] = set()  # of the contents, what a relay has
+        self._sending: asyncio.Task[None] | None = None
+        self._resending: asyncio.Task[bool] | None = None
+        self._saying: asyncio.Task[bool] | None = None
         self._publish = publish
         self._forget = forget
         self._patience = patience
@@ -89,7 +102,7 @@ class ReplyStream:
         self._timeout_s = timeout_s
         self._deadline: float | None = None
         self._news = asyncio.Event()
-        self._failure: ReplyError | None = None
+        self._failure: Exception | None = None
         self._restarts = 0
         self._gap_s = patience.gap_s
         self._idle_s = patience.idle_s
@@ -148,7 +161,7 @@ class ReplyStream:
             return
         try:
             async with asyncio.timeout(self._patience.cancel_timeout_s):
-                await self._publish([build_cancel(self.id)])
+                await self._publish([build_cancel(self.id)], _ignore)
         except TimeoutError:
             return
 
@@ -158,10 +171,22 @@ class ReplyStream:
             return
         self._closed = True
         self._forget()
+        begun = (self._sending, self._resending, self._saying)
+        tasks = [task for task in begun if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self.cancel()
 
-    def receive(self, piece: ReplyPiece) -> None:
-        """Take a piece that arrived."""
+    def receive(self, piece: ReplyPiece | Nack) -> None:
+        """Take what arrived: a piece, or the node's wish for parts of the request again."""
+        if isinstance(piece, Nack):
+            self._send_parts(piece.seqs)
+            return
+        if piece.status == _INCOMPLETE and self._assembler.empty and self._begun_anew < _MAX_ANEW:
+            self._begun_anew += 1  # parts got lost for so long that the node forgot the others
+            self._send()
+            return
         try:
             new = self._assembler.add(piece)
         except ReplyError as error:
@@ -182,12 +207,12 @@ class ReplyStream:
         try:
             async with asyncio.timeout_at(self._deadline):
                 if begins:
-                    await self._send()
+                    self._send()
                 await self._wait_for_news()
                 if self._restarts != self._assembler.restarts:
                     self._restarts = self._assembler.restarts
                     if self._assembler.empty:  # the bytes were not those of the digest
-                        await self._send()
+                        self._send()
         except TimeoutError:
             raise ReplyTimeout(f"no complete reply within {self._timeout_s:g} s") from None
         if self._failure is not None:
@@ -195,33 +220,89 @@ class ReplyStream:
 
     async def _wait_for_news(self) -> None:
         while not self._news.is_set():
-            wait_s = self._gap_s if self._assembler.missing(1) else self._idle_s
+            gap = bool(self._assembler.missing(1))
+            if self._is_sending and not gap:  # silence counts from when the request is out
+                self._heard_at = time.monotonic()
+            wait_s = self._gap_s if gap else self._idle_s
             try:
                 async with asyncio.timeout(self._heard_at + wait_s - time.monotonic()):
                     await self._news.wait()
             except TimeoutError:
-                await self._ask_again()
+                if gap or not self._is_sending:
+                    self._ask_again()
         self._news.clear()
 
-    async def _send(self) -> None:
-        taken = await self._publish(self._contents)
+    @property
+    def _is_sending(self) -> bool:
+        return self._sending is not None and not self._sending.done()
+
+    def _send(self) -> None:
+        """Begin to send the request; the answer may come before every relay has said OK."""
+        if not self._is_sending:
+            self._taken.clear()
+            self._sending = asyncio.create_task(self._send_all())
+
+    async def _send_all(self) -> None:
+        try:
+            taken = await self._send_cut()
+        except Exception as error:  # of the key or the headers: who waits is told
+            self._failure = error
+            self._news.set()
+            return
         self._heard_at = time.monotonic()
         if not taken:
             self._idle_s = self._patience.gap_s
+            self._news.set()  # whoever waits has to wait less
 
-    async def _ask_again(self) -> None:
+    async def _send_cut(self) -> bool:
+        """Send all parts, cut smaller until they pass; whether relays took them all."""
+        while True:
+            self._contents = self._contents or self._cut()
+            try:
+                return await self._publish(self._contents, self._taken.add)
+            except MessageTooLarge:
+                self._contents = ()
+
+    def _send_parts(self, indexes: Sequence[int]) -> None:
+        """Send parts of the request again, but for those that are still on their way."""
+        contents = [self._contents[index] for index in indexes if index < len(self._contents)]
+        if self._is_sending:
+            contents = [content for content in contents if content in self._taken]
+        busy = self._resending is not None and not self._resending.done()
+        if not contents or busy or self._closed or not self._assembler.empty:
+            return
+        self._heard_at = time.monotonic()
+        self._resending = asyncio.create_task(self._publish_parts(contents))
+
+    async def _publish_parts(self, contents: Sequence[str]) -> bool:
+        try:
+            return await self._publish(contents, _ignore)
+        except MessageTooLarge:  # the relays have changed their mind; all of it comes when idle
+            self._contents = ()
+            return False
+
+    def _say(self, content: str) -> None:
+        """Send a control message, unless the last one is still on its way."""
+        if self._saying is None or self._saying.done():
+            self._saying = asyncio.create_task(self._publish_parts([content]))
+
+    def _ask_again(self) -> None:
         """A gap is asked for by number; silence by the next number, then by the request."""
         patience = self._patience
         if missing := self._assembler.missing():
             self._gap_s = min(self._gap_s * 2, patience.max_gap_s)
-            await self._publish([build_nack(self.id, missing)])
+            self._say(build_nack(self.id, missing))
             if self._gap_s < patience.max_gap_s:
                 self._heard_at = time.monotonic()
                 return
         elif not self._assembler.empty and self._idle_s == patience.idle_s:
             self._idle_s = min(self._idle_s * 2, patience.max_idle_s)
-            await self._publish([build_nack(self.id, [self._assembler.expected])])
+            self._say(build_nack(self.id, [self._assembler.expected]))
             self._heard_at = time.monotonic()
             return
         self._idle_s = min(self._idle_s * 2, patience.max_idle_s)
-        await self._send()
+        self._send()
+
+
+def _ignore(_content: str) -> None:
+    """Nobody needs to know when a relay took it."""

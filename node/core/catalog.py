@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from node.core.money import Msat
@@ -40,6 +40,8 @@ class Backend:
     """Lower numbers are tried first."""
     weight: int = 1
     """Its share among those of one priority, when they are chosen by weight."""
+    context_length: int = 0
+    """Tokens it takes at once; 0: as the model says."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,18 @@ class Model:
     """Other names clients may ask for it by."""
     max_completion_tokens_only: bool = False
     """Its upstreams refuse ``max_tokens`` and take ``max_completion_tokens`` in its place."""
+    fixed: Mapping[str, str | int | float | bool] = field(default_factory=dict, hash=False)
+    """Fields of a request that can have one value only: other values have another price."""
 
     @cached_property
     def price(self) -> Price:
         """What is announced: no call costs more, whichever backend serves it."""
         return dearest(backend.price for backend in self.backends)
+
+    @cached_property
+    def largest_context(self) -> int:
+        """The most tokens that any backend takes at once."""
+        return max(self.context_length, *(backend.context_length for backend in self.backends), 0)
 
     @property
     def max_prompt_cost(self) -> Msat:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from fractions import Fraction
 
@@ -13,6 +14,14 @@ from node.core.usage import Usage
 
 TYPICAL = Usage(3_000, 1_000, images=1, audio_ms=60_000, characters=1_000)
 """The call by which prices are compared."""
+
+
+_NEWER = re.compile(r"(?:^|/)(?:o[1-9]\b|gpt-5)", re.IGNORECASE)
+
+
+def takes_only_newer_limit(model_id: str) -> bool:
+    """Whether a model of that name refuses ``max_tokens``, as OpenAI's reasoning models do."""
+    return _NEWER.search(model_id) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +36,8 @@ class BackendPlan:
     weight: int = 1
     markup_percent: Fraction = Fraction(0)
     """On top of what the upstream lists."""
+    context_length: int = 0
+    """Tokens it takes at once; 0: as the model says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +56,7 @@ class ModelPlan:
     aliases: tuple[str, ...] = ()
     created: int = 0
     max_completion_tokens_only: bool = False
+    fixed: Mapping[str, str | int | float | bool] = field(default_factory=dict, hash=False)
 
     @property
     def in_usd(self) -> bool:
@@ -57,7 +69,14 @@ class ModelPlan:
         """The catalogue's entry, with those backends whose price is known, the likeliest to serve
         first; None without any."""
         backends = [
-            Backend(backend.upstream, price, backend.upstream_id, backend.priority, backend.weight)
+            Backend(
+                backend.upstream,
+                price,
+                backend.upstream_id,
+                backend.priority,
+                backend.weight,
+                backend.context_length,
+            )
             for backend in self.backends
             if backend.tariff is not None
             and (price := backend.tariff.price(usd_per_btc)) is not None
@@ -78,6 +97,7 @@ class ModelPlan:
             output_modalities=self.output_modalities,
             aliases=self.aliases,
             max_completion_tokens_only=self.max_completion_tokens_only,
+            fixed=self.fixed,
         )
 
 
@@ -142,7 +162,14 @@ class ListTerms:
         context = listed.context_length or self.default_context_length
         if tariff is None or context < 1:
             return None
-        backend = BackendPlan(self.upstream, listed.id, tariff, self.priority, self.weight)
+        backend = BackendPlan(
+            self.upstream,
+            listed.id,
+            tariff,
+            self.priority,
+            self.weight,
+            context_length=context,
+        )
         return ModelPlan(
             id=listed.id,
             backends=(backend,),
@@ -156,6 +183,7 @@ class ListTerms:
             output_modalities=listed.output_modalities,
             endpoints=listed.endpoints or self.endpoints,
             created=listed.created,
+            max_completion_tokens_only=takes_only_newer_limit(listed.id),
         )
 
 

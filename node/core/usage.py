@@ -60,8 +60,8 @@ def usage_from_openai(obj: object) -> Usage | None:
         obj: decoded JSON of any shape.
 
     Returns:
-        None unless both counts are there as integers from 0 to ``MAX_TOKENS``.
-        ``total_tokens`` is not read.
+        None unless both counts are there as integers from 0 to ``MAX_TOKENS``. What
+        ``total_tokens`` has beyond them is reasoning that some leave out of the completion (xAI).
     """
     if not isinstance(obj, Mapping):
         return None
@@ -71,11 +71,18 @@ def usage_from_openai(obj: object) -> Usage | None:
     cached = _part(obj, "prompt_tokens_details", "cached_tokens", prompt)
     if not cached:
         cached = _at_most(_count(obj.get("prompt_cache_hit_tokens")), prompt)
+    written = _part(obj, "prompt_tokens_details", "cache_write_tokens", prompt - cached)
+    reasoning = _part(obj, "completion_tokens_details", "reasoning_tokens", MAX_TOKENS)
+    total = _count(obj.get("total_tokens")) or 0
+    if reasoning > completion:
+        completion += reasoning
+    completion = min(max(completion, total - prompt), MAX_TOKENS)
     return Usage(
         prompt,
         completion,
         cached_tokens=cached,
-        reasoning_tokens=_part(obj, "completion_tokens_details", "reasoning_tokens", completion),
+        cache_write_tokens=written,
+        reasoning_tokens=reasoning,
     )
 
 

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import json
 import sqlite3
 import time
@@ -34,6 +35,7 @@ from typing import cast
 from node.core.accounts import Account, Balance, HoldRequest, Role, key_hash
 from node.core.keys import Terms
 from node.core.money import Msat
+from node.core.pricing import Price
 from node.core.usage import Usage
 from node.errors import (
     Answered,
@@ -42,7 +44,7 @@ from node.errors import (
     InsufficientBalance,
     InvalidApiKey,
 )
-from node.ledger.books import Book, transfer
+from node.ledger.books import Book, enter
 from node.ledger.database import Database
 from node.ledger.keys import check_terms, end_hold_of_child, hold_of_child, read_terms
 
@@ -115,23 +117,32 @@ class SqliteLedger:
         """What the account was opened with."""
         return await self._db.read(lambda conn: read_terms(conn, account_id))
 
-    def hold(self, account_id: int, request: HoldRequest) -> asyncio.Future[int]:
+    def hold(
+        self, account_id: int, request: HoldRequest, ran: asyncio.Future[int] | None = None
+    ) -> asyncio.Future[int]:
         """Set ``request.max_cost`` aside; resolves to the hold's id.
+
+        ``ran`` resolves earlier: the money is set aside and only not yet on disk.
 
         Raises InsufficientBalance, LimitExceeded, KeyExpired, IdempotencyInProgress, Answered,
         IdempotencyConflict (see the table above).
         """
-        return self._db.write(lambda conn: open_hold(conn, account_id, request, int(self._clock())))
+        now = int(self._clock())
+        return self._db.write(
+            lambda conn: open_hold(conn, account_id, request, now), quick=True, ran=ran
+        )
 
     def settle(self, hold_id: int, cost: Msat, usage: Usage) -> asyncio.Future[Msat]:
         """Charge ``cost`` and free the rest; resolves to what was charged."""
         return self._db.insist(
-            lambda conn: settle_hold(conn, hold_id, cost, usage, int(self._clock()))
+            lambda conn: settle_hold(conn, hold_id, cost, usage, int(self._clock())), quick=True
         )
 
     def release(self, hold_id: int) -> asyncio.Future[None]:
         """Free the whole hold."""
-        return self._db.insist(lambda conn: release_hold(conn, hold_id, int(self._clock())))
+        return self._db.insist(
+            lambda conn: release_hold(conn, hold_id, int(self._clock())), quick=True
+        )
 
     async def release_all(self) -> int:
         """Free the holds a dead process left; returns how many. Call before serving."""
@@ -212,7 +223,7 @@ def open_hold(conn: sqlite3.Connection, account_id: int, request: HoldRequest, n
             request.digest,
             request.request_id,
             request.model,
-            json.dumps(dataclasses.asdict(request.price)),
+            _price_text(request.price),
             request.max_cost,
             now,
             request.child_id,
@@ -221,18 +232,9 @@ def open_hold(conn: sqlite3.Connection, account_id: int, request: HoldRequest, n
     return cast("int", cursor.lastrowid)
 
 
-def _close_hold(conn: sqlite3.Connection, hold_id: int) -> sqlite3.Row | None:
-    """The hold's row and its money unfrozen; None when it was closed before."""
-    row = conn.execute(
-        "SELECT account_id, child_id, max_cost_msat FROM holds WHERE id = ? AND state = 'held'",
-        (hold_id,),
-    ).fetchone()
-    if row is not None:
-        conn.execute(
-            "UPDATE accounts SET held_msat = held_msat - ? WHERE id = ?",
-            (row["max_cost_msat"], row["account_id"]),
-        )
-    return cast("sqlite3.Row | None", row)
+@functools.lru_cache(maxsize=1024)
+def _price_text(price: Price) -> str:
+    return json.dumps(dataclasses.asdict(price))
 
 
 def settle_hold(
@@ -240,35 +242,39 @@ def settle_hold(
 ) -> Msat:
     """See ``SqliteLedger.settle``. ``now``: unix seconds; by default the present."""
     now = int(time.time()) if now is None else now
-    row = _close_hold(conn, hold_id)
+    row = conn.execute(
+        "UPDATE holds SET state = 'settled', cost_msat = min(?, max_cost_msat),"
+        " prompt_tokens = ?, completion_tokens = ?, usage_source = ?, closed_at = ?"
+        " WHERE id = ? AND state = 'held'"
+        " RETURNING account_id, child_id, max_cost_msat, cost_msat",
+        (cost, usage.prompt_tokens, usage.completion_tokens, usage.source, now, hold_id),
+    ).fetchone()
     if row is None:
         closed = conn.execute("SELECT cost_msat FROM holds WHERE id = ?", (hold_id,)).fetchone()
         return Msat(closed["cost_msat"])
-    charged = Msat(min(cost, row["max_cost_msat"]))
-    end_hold_of_child(conn, row["child_id"], row["max_cost_msat"], charged, now)
+    account_id, child_id, held, charged = row
+    end_hold_of_child(conn, child_id, held, charged, now)
     conn.execute(
-        "UPDATE holds SET state = 'settled', cost_msat = ?, prompt_tokens = ?,"
-        " completion_tokens = ?, usage_source = ?, closed_at = ? WHERE id = ?",
-        (
-            charged,
-            usage.prompt_tokens,
-            usage.completion_tokens,
-            usage.source,
-            now,
-            hold_id,
-        ),
+        "UPDATE accounts SET held_msat = held_msat - ?, balance_msat = balance_msat - ?"
+        " WHERE id = ?",
+        (held, charged, account_id),
     )
-    transfer(conn, row["account_id"], Book.REVENUE, charged, f"hold:{hold_id}")
-    return charged
+    if charged:
+        enter(conn, account_id, Book.REVENUE, charged, f"hold:{hold_id}")
+    return Msat(charged)
 
 
 def release_hold(conn: sqlite3.Connection, hold_id: int, now: int | None = None) -> None:
     """See ``SqliteLedger.release``. ``now``: unix seconds; by default the present."""
     now = int(time.time()) if now is None else now
-    row = _close_hold(conn, hold_id)
+    row = conn.execute(
+        "UPDATE holds SET state = 'released', closed_at = ? WHERE id = ? AND state = 'held'"
+        " RETURNING account_id, child_id, max_cost_msat",
+        (now, hold_id),
+    ).fetchone()
     if row is not None:
-        end_hold_of_child(conn, row["child_id"], row["max_cost_msat"], 0, now)
+        account_id, child_id, held = row
+        end_hold_of_child(conn, child_id, held, 0, now)
         conn.execute(
-            "UPDATE holds SET state = 'released', closed_at = ? WHERE id = ?",
-            (now, hold_id),
+            "UPDATE accounts SET held_msat = held_msat - ? WHERE id = ?", (held, account_id)
         )

@@ -7,17 +7,25 @@ Every transfer moves msat from one book to another, so all books together are al
     account ──▶ REVENUE                 charged
             ──▶ DUST                    too small for the mint's unit, kept
             ──▶ OUT                     issued as a token (change, withdrawal, refund)
-            ──▶ TRANSIT ──▶ OUT         the same while a swap is under way (──▶ account if refused)
+            ──▶ TRANSIT ──▶ OUT         the same while a swap is under way (──▶ account if refused),
+                                        and what is refunded over Lightning
+            ──▶ TRANSIT ──▶ REVENUE     what a swap or a refund cost
     REVENUE ──▶ OWN_FEES                what a mint kept of our own swap
             ──▶ LOSS                    coins of ours that somebody else has spent
-            ──▶ PAYOUT                  paid to the operator over Lightning
-            ──▶ TRANSIT ──▶ REVENUE     set aside while a payout is under way, fees included
-    LOSS    ──▶ REVENUE                 coins of ours found at a mint that no row told of
+            ──▶ TRANSIT ──▶ PAYOUT      set aside while a payout is under way, fees included
+                        ──▶ REVENUE     (what is left of it; all, if it was not made)
+    OWN_FEES ─▶ REVENUE ──▶ account     change of a Lightning payment that came late; the second
+                                        step only for a refund
+    LOSS    ──▶ CLAIMS                  coins of ours found at a mint that no row told of: what they
+                                        were paid for was forgotten with a restore
+    CLAIMS  ──▶ LOSS                    ... a client came with its claim, and is credited from IN
+            ──▶ REVENUE                 ... the operator waits for nobody any more
+    IN      ──▶ CAPITAL                 put in by the operator
 
-    received - input fees = charged + dust + issued + in transit + open balances
-    our unspent proofs    = open balances + in transit + revenue + dust
+    received - input fees = charged + dust + issued + in transit + open balances + capital
+    our unspent proofs    = open balances + in transit + earned + claims
 
-    revenue               = charged - own fees - loss - paid out
+    earned                = charged + dust + capital - own fees - loss - paid out - claims
     liabilities           = open balances + in transit
     equity                = our unspent proofs - liabilities; below zero: insolvent
 """
@@ -45,6 +53,12 @@ class Book(IntEnum):
     TRANSIT = 7
     PAYOUT = 8
     LOSS = 9
+    CLAIMS = 10
+    CAPITAL = 11
+
+
+OWN = (Book.REVENUE, Book.DUST, Book.CLAIMS, Book.CAPITAL)
+"""What of our coins is owed to no account. CLAIMS: as long as nobody comes."""
 
 
 FIRST_ACCOUNT = 100
@@ -60,16 +74,23 @@ def transfer(
     """
     if amount == 0:
         return
-    connection.execute(
-        "INSERT INTO transfers (source, destination, amount_msat, reference, created_at)"
-        " VALUES (?, ?, ?, ?, ?)",
-        (int(source), int(destination), amount, reference, int(time.time())),
-    )
+    enter(connection, source, destination, amount, reference)
     for book, delta in ((source, -amount), (destination, amount)):
         if book >= FIRST_ACCOUNT:
             connection.execute(
                 "UPDATE accounts SET balance_msat = balance_msat + ? WHERE id = ?", (delta, book)
             )
+
+
+def enter(
+    connection: sqlite3.Connection, source: int, destination: int, amount: int, reference: str
+) -> None:
+    """The row of a transfer alone, for whoever changes the accounts' balances himself."""
+    connection.execute(
+        "INSERT INTO transfers (source, destination, amount_msat, reference, created_at)"
+        " VALUES (?, ?, ?, ?, ?)",
+        (int(source), int(destination), amount, reference, int(time.time())),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +118,18 @@ class Books:
     """Coins others spent, less coins found: after a restore, or a stolen seed."""
     payouts_msat: Msat = Msat(0)
     """What reached the operator over Lightning, without what that cost."""
+    claims_msat: Msat = Msat(0)
+    """Coins found after a restore, kept for clients who come with a claim."""
+    capital_msat: Msat = Msat(0)
+    """Put in by the operator."""
 
     @property
     def earned_msat(self) -> Msat:
-        """What is the node's own by the books: charges and dust, less what was spent of them."""
+        """What is the node's own by the books: charges, dust and capital, less what was spent of
+        them and what is kept for claims."""
         spent = self.own_fees_msat + self.loss_msat + self.payouts_msat
-        return Msat(self.revenue_msat + self.dust_msat - spent)
+        own = self.revenue_msat + self.dust_msat + self.capital_msat
+        return Msat(own - spent - self.claims_msat)
 
     @property
     def liabilities_msat(self) -> Msat:
@@ -129,10 +156,11 @@ class Books:
             + self.issued_msat
             + self.transit_msat
             + self.open_msat
+            + self.capital_msat
         )
         if left != right:
             found.append(f"received - input fees = {left} msat, but uses add up to {right} msat")
-        owned = self.open_msat + self.transit_msat + self.earned_msat
+        owned = self.open_msat + self.transit_msat + self.earned_msat + self.claims_msat
         if self.proofs_msat != owned:
             found.append(f"proofs are worth {self.proofs_msat} msat, the books say {owned} msat")
         return found
@@ -173,7 +201,11 @@ def sum_books(connection: sqlite3.Connection, *, checkpointed: bool = False) -> 
         received_msat=Msat(-sums[Book.IN]),
         input_fees_msat=Msat(sums[Book.INPUT_FEES]),
         revenue_msat=Msat(
-            sums[Book.REVENUE] + sums[Book.OWN_FEES] + sums[Book.LOSS] + sums[Book.PAYOUT]
+            sums[Book.REVENUE]
+            + sums[Book.OWN_FEES]
+            + sums[Book.LOSS]
+            + sums[Book.PAYOUT]
+            + sums[Book.CLAIMS]
         ),
         dust_msat=Msat(sums[Book.DUST]),
         issued_msat=Msat(sums[Book.OUT]),
@@ -186,6 +218,8 @@ def sum_books(connection: sqlite3.Connection, *, checkpointed: bool = False) -> 
         holds_open=one("SELECT COUNT(*) FROM holds WHERE state = 'held'"),
         loss_msat=Msat(sums[Book.LOSS]),
         payouts_msat=Msat(sums[Book.PAYOUT]),
+        claims_msat=Msat(sums[Book.CLAIMS]),
+        capital_msat=Msat(sums[Book.CAPITAL]),
     )
 
 

@@ -106,7 +106,8 @@ class _LineLoggers:
     def __init__(self, stream: TextIO, handler: logging.Handler) -> None:
         self._stream = stream
         self._handler = handler
-        self._names = structlog.stdlib.LoggerFactory()
+        # a logger without a name is called like the module that asks for it, which is not this one
+        self._names = structlog.stdlib.LoggerFactory(ignore_frame_names=[__name__])
 
     def __call__(self, *args: object) -> _LineLogger:
         return _LineLogger(self._names(*args).name, self._stream, self._handler)

@@ -1,4 +1,5 @@
-"""Telling systemd how we are (sd_notify(3)); does nothing where systemd did not start us."""
+"""Telling systemd how we are (sd_notify(3)), and taking the sockets it opened for us
+(sd_listen_fds(3)); does nothing where systemd did not start us."""
 
 from __future__ import annotations
 
@@ -13,6 +14,8 @@ import structlog
 log = structlog.get_logger()
 
 SEND_TIMEOUT_S = 1.0
+FIRST_FD = 3
+"""Where the sockets of socket activation begin."""
 
 
 def notify(*states: str) -> bool:
@@ -49,6 +52,29 @@ def stopping(status: str = "") -> bool:
 def reloading() -> bool:
     """The node re-reads its settings; :func:`ready` ends it."""
     return notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+
+def listen_socket(name: str = "http") -> socket.socket | None:
+    """The listening socket that systemd opened for us; None when it did not.
+
+    Of several the one called ``name`` (FileDescriptorName=), else the first. It is ours from now
+    on: asked again, this gives None, and children do not inherit it.
+    """
+    given = {key: os.environ.pop(f"LISTEN_{key}", "") for key in ("PID", "FDS", "FDNAMES")}
+    if given["PID"] != str(os.getpid()) or not given["FDS"].isdecimal():
+        return None
+    count = int(given["FDS"])
+    if not count:
+        return None
+    names = given["FDNAMES"].split(":")
+    chosen = names.index(name) if name in names[:count] else 0
+    for number in range(FIRST_FD, FIRST_FD + count):
+        os.set_inheritable(number, False)
+        if number != FIRST_FD + chosen:
+            os.close(number)
+    sock = socket.socket(fileno=FIRST_FD + chosen)
+    sock.setblocking(False)
+    return sock
 
 
 def watchdog_interval_s() -> float | None:

@@ -27,7 +27,7 @@ from node.errors import (
     Pending,
 )
 from node.ports import Ledger, Refunder, Wallet, WalletStore
-from node.service.limits import Limiter, of_account
+from node.service.limits import Limiter, of_account, stranger
 from node.service.terms import account_terms
 
 MIN_ADMIN_KEY_CHARS = 16
@@ -165,7 +165,17 @@ class Accounts:
         found = await self.identify(request)
         if isinstance(found, Account):
             return found
-        return Account((await self.open_unopened(found)).account_id, "spend", funded=True)
+        account = Account((await self.open_unopened(found)).account_id, "spend", funded=True)
+        self._limiter.take(of_account(account), request.answer_headers)
+        return account
+
+    def count_stranger(self, request: Request) -> None:
+        """Count a request for which no account is asked for, whatever credentials it has.
+
+        Raises RateLimitExceeded.
+        """
+        if not request.answer_headers:
+            self._limiter.take(stranger(request), request.answer_headers)
 
     def _unopened(self, key: str, request: Request) -> Unopened:
         token = self._wallet.accept(key)

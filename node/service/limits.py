@@ -16,8 +16,7 @@ import ipaddress
 import math
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from node.core.accounts import Account
@@ -109,6 +108,12 @@ class Limiter:
         """For each window: when it ends, and how many requests it holds."""
         self._running: Counter[str] = Counter()
 
+    def change(self, limits: RateLimits) -> None:
+        """Other limits from now on; what was counted so far is forgiven."""
+        self._limits = limits
+        self._windows = limits.windows()
+        self._counts.clear()
+
     def take(self, key: str, headers: dict[str, str]) -> None:
         """Count one request of ``key``; what is left is noted in ``headers``.
 
@@ -143,24 +148,23 @@ class Limiter:
             counts[2 * at + 1] += 1
         headers.update(tightest.headers())
 
-    @contextmanager
-    def running(self, key: str) -> Iterator[None]:
-        """One call of ``key`` runs; an empty key is nobody's.
+    def enter(self, key: str) -> None:
+        """One more call of ``key`` runs, until ``leave``; an empty key is nobody's.
 
         Raises RateLimitExceeded when as many run as may.
         """
-        if not key:
-            yield
-            return
         most = self._limits.max_concurrent
-        if most and self._running[key] >= most:
+        if key and most and self._running[key] >= most:
             raise RateLimitExceeded(
                 f"{most} requests of this account run already", retry_after_s=CONCURRENCY_RETRY_S
             )
-        self._running[key] += 1
-        try:
-            yield
-        finally:
-            self._running[key] -= 1
-            if not self._running[key]:
-                del self._running[key]
+        if key:
+            self._running[key] += 1
+
+    def leave(self, key: str) -> None:
+        """A call that entered has ended."""
+        if not key:
+            return
+        self._running[key] -= 1
+        if not self._running[key]:
+            del self._running[key]

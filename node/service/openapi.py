@@ -125,6 +125,13 @@ _INVOICE_STATUS = Operation(
 )
 _MODEL = _object("id", "object", "sats_pricing", id=_TEXT, object={"const": "model"})
 _PROVIDER = _object("name", "pubkey", "npub", "status", name=_TEXT, pubkey=_TEXT, npub=_TEXT)
+_PROVIDER_FILTERS: dict[str, Schema] = {
+    **dict.fromkeys(("model", "mint", "pubkey"), _TEXT),
+    "transport": {"enum": ["http", "tor", "nostr"]},
+    "status": {"enum": ["online", "offline", "unknown"]},
+    "verified": _FLAG,
+    **dict.fromkeys(("max_prompt_price", "max_completion_price"), _NUMBER),
+}
 
 OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/v1/chat/completions"): _paid(
@@ -302,12 +309,29 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("GET", "/v1/providers"): Operation(
         "discovery",
         query={
-            **dict.fromkeys(("model", "mint", "transport", "status", "pubkey", "cursor"), _TEXT),
-            **dict.fromkeys(("verified", "include_json"), _FLAG),
-            **dict.fromkeys(("max_prompt_price", "max_completion_price"), _NUMBER),
-            "limit": {"type": "integer", "minimum": 1},
+            **_PROVIDER_FILTERS,
+            "sort": {"enum": ["rank", "price", "latency", "uptime"]},
+            "cursor": _TEXT,
+            "include_json": _FLAG,
+            "limit": {"type": "integer", "minimum": 1, "maximum": 200},
         },
         response=_object("providers", providers={"type": "array", "items": _PROVIDER}),
+    ),
+    ("GET", "/v1/providers/stream"): Operation(
+        "discovery",
+        query=_PROVIDER_FILTERS,
+        response=_object("event", "data", event=_TEXT, id=_TEXT, data=_TEXT),
+        response_types=("text/event-stream",),
+    ),
+    ("GET", "/v1/market/{model}"): Operation(
+        "discovery",
+        query={
+            **{name: schema for name, schema in _PROVIDER_FILTERS.items() if name != "model"},
+            "limit": {"type": "integer", "minimum": 1, "maximum": 200},
+        },
+        response=_object(
+            "model", "asks", "prices", model=_TEXT, asks=_LIST, prices={"type": "object"}
+        ),
     ),
     ("GET", "/v1/providers/{name}"): Operation("discovery", response=_PROVIDER),
     ("GET", "/openapi.json"): Operation("operations"),

@@ -148,18 +148,18 @@ class AccountPayer:
         await self.hold_id()
 
     async def settle(self, cost: Msat, usage: Usage) -> Receipt:
-        async def settle() -> Receipt:
-            charged = await self._ledger.settle(await self.hold_id(), cost, usage)
-            return Receipt(cost=charged, usage=usage)
-
-        return await self._certainly(settle())
+        return await self._certainly(self._settle(cost, usage))
 
     async def release(self) -> Receipt:
-        async def release() -> Receipt:
-            await self._ledger.release(await self.hold_id())
-            return Receipt(cost=Msat(0))
+        return await self._certainly(self._release())
 
-        return await self._certainly(release())
+    async def _settle(self, cost: Msat, usage: Usage) -> Receipt:
+        charged = await self._ledger.settle(await self.hold_id(), cost, usage)
+        return Receipt(cost=charged, usage=usage)
+
+    async def _release(self) -> Receipt:
+        await self._ledger.release(await self.hold_id())
+        return Receipt(cost=Msat(0))
 
     async def _certainly(self, closing: Coroutine[Any, Any, Receipt]) -> Receipt:
         """What closes the hold, though whoever waits may be cancelled before it is on disk."""

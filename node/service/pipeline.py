@@ -36,8 +36,10 @@ from node.core.exchange import (
     StoredAnswer,
 )
 from node.core.money import Msat
+from node.core.usage import Usage
 from node.errors import (
     Answered,
+    AnswerTooLarge,
     InsufficientBalance,
     InternalError,
     Interrupted,
@@ -45,13 +47,17 @@ from node.errors import (
     UpstreamFailed,
 )
 from node.ports import AnswerStore, Upstream, UpstreamCall, UpstreamReply
-from node.service.inference.call import EVENT_STREAM, Meter, Prepare, PreparedCall
+from node.service.buffers import Room
+from node.service.inference.call import EVENT_STREAM, JSON, Meter, Prepare, PreparedCall
+from node.service.inference.multipart import form_digest
 from node.service.limits import Limiter
 from node.service.payers import Payer, Refused
 from node.service.stopping import Stopped, StopScope
 
 log = structlog.get_logger()
 
+HEAR_OUT_S = 1.0
+"""How long a stream is read on after its client has left, for the count at its end."""
 PATIENCE_S = 15.0
 """Proxies and clients give a connection up on which nothing comes for a minute or less."""
 MAX_STORED_BYTES = 8 << 20
@@ -69,7 +75,9 @@ class Pipeline:
         answers: keeps what was answered under an idempotency key, of at most
             ``max_stored_bytes``; None keeps nothing, and such a request is not run again either.
         patience_s: a live stream begins after that, so that its carriage can keep it alive, even
-            when nothing has come from the model server yet.
+            when nothing has come from the model server yet; not where the answer may turn out to
+            be no stream.
+        room: for answers that cannot pass as they come.
     """
 
     def __init__(
@@ -83,7 +91,9 @@ class Pipeline:
         *,
         max_stored_bytes: int = MAX_STORED_BYTES,
         patience_s: float = PATIENCE_S,
+        room: Room | None = None,
     ) -> None:
+        self._room = room or Room()
         self._payment_request = payment_request
         self._catalog = catalog
         self._choose_payer = choose_payer
@@ -96,11 +106,15 @@ class Pipeline:
     async def run(self, request: Request, prepare: Prepare) -> AsyncGenerator[ReplyEvent, None]:
         """The events of one call. Close the generator when the client is gone."""
         max_cost = Msat(0)
-        async with contextlib.AsyncExitStack() as stack:
+        running = ""
+        answer: _Answer | None = None
+        refused: Refused | None = None
+        try:
             try:
                 # first, because whoever cannot pay should not make us read megabytes of JSON
                 payer = await self._choose_payer(request)
-                stack.enter_context(self._limiter.running(payer.limit_key))
+                self._limiter.enter(payer.limit_key)
+                running = payer.limit_key
                 prepared = prepare(request, self._catalog)
                 call = prepared if isinstance(prepared, PreparedCall) else await prepared
                 price = call.model.price
@@ -115,29 +129,32 @@ class Pipeline:
                         max_cost=max_cost,
                     )
                 )
-            except Refused as refused:
-                for event in await self._refused(request, refused, max_cost):
-                    yield event
-                return
+            except Refused as error:
+                refused = error
             except NodeError as error:
-                answered = error if isinstance(error, Answered) else None
-                refusal = Refused(error, Receipt(), answered)
-                for event in await self._refused(request, refusal, max_cost):
-                    yield event
-                return
-            answer = _Answer(request, call, payer, self._upstream, self._patience_s)
-            stack.push_async_callback(answer.end)
-            events = await stack.enter_async_context(contextlib.aclosing(answer.events()))
-            try:
-                if self._answers is None or not is_named(request):
-                    async for event in events:
+                refused = Refused(error, Receipt(), error if isinstance(error, Answered) else None)
+            else:
+                answer = _Answer(request, call, payer, self._upstream, self._patience_s, self._room)
+                events = shown = answer.events()
+                if self._answers is not None and is_named(request):
+                    shown = self._recorded(request, answer, events)
+                try:
+                    async for event in shown:
                         yield event
-                else:
-                    async for event in self._recorded(request, answer, events):
-                        yield event
-            except Refused as refused:
+                except Refused as error:
+                    refused = error
+                finally:
+                    await shown.aclose()
+                    await events.aclose()
+            if refused is not None:
                 for event in await self._refused(request, refused, max_cost):
                     yield event
+        finally:
+            try:
+                if answer is not None:
+                    await answer.end()
+            finally:
+                self._limiter.leave(running)
 
     async def _refused(
         self, request: Request, refused: Refused, max_cost: Msat
@@ -210,7 +227,30 @@ def is_named(request: Request) -> bool:
 
 def _digest(request: Request) -> str:
     """Of what is asked for: the same idempotency key with another digest is a conflict."""
-    return hashlib.sha256(f"{request.method} {request.path}\n".encode() + request.body).hexdigest()
+    form = form_digest(request.headers.get("content-type", ""), request.body)
+    body = request.body if form is None else form.encode()
+    return hashlib.sha256(f"{request.method} {request.path}\n".encode() + body).hexdigest()
+
+
+def _most(call: PreparedCall) -> Usage:
+    """What is charged for an answer of which nothing can be counted: its input, and the most it
+    may have."""
+    typical = call.typical
+    return replace(
+        call.most,
+        prompt_tokens=typical.prompt_tokens,
+        audio_ms=typical.audio_ms or call.most.audio_ms,
+        source="estimated",
+    )
+
+
+_CLOSING: set[asyncio.Task[None]] = set()
+
+
+async def _close_opened(opening: asyncio.Task[UpstreamReply]) -> None:
+    (opened,) = await asyncio.gather(opening, return_exceptions=True)
+    if not isinstance(opened, BaseException):
+        await opened.close()
 
 
 class _Answer:
@@ -223,14 +263,17 @@ class _Answer:
         payer: Payer,
         upstream: Upstream,
         patience_s: float,
+        room: Room,
     ) -> None:
+        self._share = room.share()
         self._request = request
         self._call = call
         self.payer = payer
         self._upstream = upstream
         self._meter: Meter = call.make_meter(call)
         self._live = call.stream and (payer.live or call.change_in_stream)
-        self._patience_s = patience_s if self._live and request.carriage == "http" else None
+        begins_early = self._live and request.carriage == "http" and JSON not in call.accept
+        self._patience_s = patience_s if begins_early else None
         self._opening: asyncio.Task[UpstreamReply] | None = None
         self._reply: UpstreamReply | None = None
         self._asked = False
@@ -257,12 +300,20 @@ class _Answer:
                 assert reply is not None
             chunks = aiter(reply.chunks())
             while True:
-                async with self._stop:
+                if self._stop.armed:
+                    async with self._stop:
+                        data = await anext(chunks, None)
+                else:
                     data = await anext(chunks, None)
                 if data is None:
                     meter.feed(b"")
                     break
                 out = meter.feed(data)
+                if len(out) != len(data):
+                    more = self._share.more(len(data) - len(out))
+                    if more:
+                        async with self._stop:
+                            await self._share.take(more)
                 if out:
                     if not started:
                         async with self._stop:
@@ -303,7 +354,10 @@ class _Answer:
         request_id = self._request.request_id
         if failure is not None and not self._served:
             log.warning("upstream_failed", request_id=request_id, reason=failure.private)
-            receipt = await self._release()
+            if isinstance(failure, AnswerTooLarge):
+                receipt = await self._settle(_most(self._call))
+            else:
+                receipt = await self._release()
             if not started:
                 return [Failed(failure, receipt)]
         else:
@@ -320,10 +374,31 @@ class _Answer:
         self._stop.close()
         try:
             if not self._closed:
-                with contextlib.suppress(Refused):  # its money never came: nothing to settle
-                    await self._settle_if_asked()
+                usage = self._meter.usage() if self._asked else None
+                try:
+                    usage = await self._hear_out() or usage
+                finally:
+                    with contextlib.suppress(Refused):  # its money never came: nothing to settle
+                        await self._settle_if_asked(usage)
         finally:
+            self._share.close()
             await self._let_go()
+
+    async def _hear_out(self) -> Usage | None:
+        """What the end of a stream says it took, when it comes at once: who leaves as soon as the
+        text is there has had the reasoning before it, too."""
+        reply = self._reply
+        if reply is None or not (self._served and self._call.stream and reply.resumable):
+            return None
+        try:
+            async with asyncio.timeout(HEAR_OUT_S):
+                async for data in reply.chunks():
+                    self._meter.feed(data)
+                    if self._meter.complete:
+                        return self._meter.usage()
+        except (TimeoutError, NodeError):
+            pass
+        return None
 
     async def _open(self, timeout_s: float | None) -> UpstreamReply | None:
         """Ask the upstream; None when it has not begun to answer in that time, and goes on.
@@ -362,9 +437,11 @@ class _Answer:
         opening, self._opening = self._opening, None
         if opening is not None and self._reply is None:
             opening.cancel()
-            (opened,) = await asyncio.gather(opening, return_exceptions=True)
-            if not isinstance(opened, BaseException):
-                self._reply = opened
+            # apart: it may have opened all the same, and then is closed whoever cancels this
+            closing = asyncio.ensure_future(_close_opened(opening))
+            _CLOSING.add(closing)
+            closing.add_done_callback(_CLOSING.discard)
+            await asyncio.shield(closing)
         if self._reply is not None:
             await self._reply.close()
 
@@ -380,23 +457,34 @@ class _Answer:
 
     def _started(self) -> Started:
         content_type = self._reply.content_type if self._reply else self._call.accept[0]
+        content_type = self._call.content_type or content_type
         if content_type.startswith("text/") and content_type != EVENT_STREAM:
             content_type += "; charset=utf-8"  # clients guess otherwise
         headers = {"content-type": content_type, "cache-control": "no-store"}
         return Started(200, headers, self._live)
 
-    async def _settle_if_asked(self) -> Receipt:
+    async def _settle_if_asked(self, usage: Usage | None = None) -> Receipt:
         # The model server's work on the prompt is charged for, whatever has come of it.
-        return await (self._settle() if self._asked else self._release())
+        return await (self._settle(usage) if self._asked else self._release())
 
-    async def _settle(self) -> Receipt:
+    async def _settle(self, usage: Usage | None = None) -> Receipt:
         self._closed = True
-        usage = self._meter.usage()
+        usage = usage or self._meter.usage()
         if self._reply is not None:
             cost = self._reply.backend.price.cost(usage)
         else:  # it is not known who had begun: nobody is charged for the dearest
             cost = min(backend.price.cost(usage) for backend in self._call.model.backends)
-        return await self.payer.settle(cost, usage)
+        receipt = await self.payer.settle(cost, usage)
+        if receipt.cost is not None and receipt.cost < cost:
+            # the upstream counted more than can be: a context or a limit it does not keep to
+            log.error(
+                "cost_above_hold",
+                request_id=self._request.request_id,
+                model=self._call.model.id,
+                cost_msat=cost,
+                charged_msat=receipt.cost,
+            )
+        return receipt
 
     async def _release(self) -> Receipt:
         self._closed = True

@@ -15,7 +15,9 @@ from node.core.identity import NodeInfo
 from node.service.dispatch import Reply, Route
 from node.service.endpoints.catalogue import info_document, model_document, models_document
 from node.service.endpoints.lightning import LightningEndpoints
-from node.service.endpoints.providers import etag, get_provider, list_providers
+from node.service.endpoints.market import market
+from node.service.endpoints.provider_stream import Followed, ProviderStream
+from node.service.endpoints.providers import Pages, etag, get_provider, list_providers
 from node.service.endpoints.wallet import WalletEndpoints
 from node.service.inference.audio import prepare_transcription, prepare_translation
 from node.service.inference.call import Prepare
@@ -59,13 +61,16 @@ def routes(
     info: Callable[[], NodeInfo],
     snapshot: Callable[[], DirectorySnapshot],
     lightning: LightningEndpoints,
+    directory: Followed | None = None,
 ) -> list[Route]:
     """All routes.
 
     Args:
         info: what the node says about itself now.
         snapshot: the other nodes as known now.
+        directory: where their changes can be followed.
     """
+    pages = Pages()
 
     async def models(_request: Request, _params: Mapping[str, str]) -> Reply:
         return Reply(models_document(catalog))
@@ -81,7 +86,16 @@ def routes(
         tag = etag(now, request.query)
         if _has_tag(request.headers.get("if-none-match", ""), tag):
             return Reply(None, status=304, headers={"etag": tag})
-        return Reply(list_providers(now, request.query), headers={"etag": tag})
+        page = pages.get(now, tag, lambda: list_providers(now, request.query, pages.item))
+        return Reply(page, headers={"etag": tag})
+
+    async def book(request: Request, params: Mapping[str, str]) -> Reply:
+        now, model = snapshot(), params["model"]
+        tag = etag(now, {**request.query, "/model": model})
+        if _has_tag(request.headers.get("if-none-match", ""), tag):
+            return Reply(None, status=304, headers={"etag": tag})
+        page = pages.get(now, tag, lambda: market(now, model, request.query))
+        return Reply(page, headers={"etag": tag})
 
     async def provider(_request: Request, params: Mapping[str, str]) -> Reply:
         return Reply(get_provider(snapshot(), params["name"]))
@@ -104,10 +118,12 @@ def routes(
             Route("POST", path, summary, streaming=paid(prepare), bare=bare)
             for path, summary, prepare, bare in PAID
         ),
-        Route("GET", "/v1/models", "Models for sale with prices", models),
-        Route("GET", "/v1/models/{id:path}", "One model", model),
-        Route("GET", "/v1/info", "Who this node is", node_info),
-        Route("POST", "/v1/wallet/create", "Open an account with a token", wallet.create),
+        Route("GET", "/v1/models", "Models for sale with prices", models, open=True),
+        Route("GET", "/v1/models/{id:path}", "One model", model, open=True),
+        Route("GET", "/v1/info", "Who this node is", node_info, open=True),
+        Route(
+            "POST", "/v1/wallet/create", "Open an account with a token", wallet.create, open=True
+        ),
         Route("GET", "/v1/wallet/balance", "Balance in sat", wallet.balance),
         Route("POST", "/v1/wallet/topup", "Add a token to the account", wallet.topup),
         Route("POST", "/v1/wallet/withdraw", "Take money out as a token", wallet.withdraw),
@@ -121,9 +137,13 @@ def routes(
             wallet.change,
         ),
         Route(
-            "GET", "/v1/balance/create", "Open an account (token in query)", wallet.create_balance
+            "GET",
+            "/v1/balance/create",
+            "Open an account (token in query)",
+            wallet.create_balance,
+            open=True,
         ),
-        Route("POST", "/v1/balance/create", "Open an account", wallet.create_balance),
+        Route("POST", "/v1/balance/create", "Open an account", wallet.create_balance, open=True),
         Route("GET", "/v1/balance/info", "Balance in msat", wallet.balance_info),
         Route("POST", "/v1/balance/topup", "Add a token to the account", wallet.topup_balance),
         Route(
@@ -155,11 +175,28 @@ def routes(
                     f"{prefix}/invoice/{{secret}}/status",
                     "What became of an invoice",
                     lightning.status,
+                    open=True,
                 ),
             )
         ),
-        Route("GET", "/v1/providers", "The other nodes of the network", providers),
-        Route("GET", "/v1/providers/{name}", "One node by name, npub or public key", provider),
-        Route("GET", "/openapi.json", "This interface as an OpenAPI document", openapi),
+        Route("GET", "/v1/providers", "The other nodes of the network", providers, open=True),
+        Route(
+            "GET",
+            "/v1/providers/stream",
+            "What changes among the other nodes",
+            streaming=ProviderStream(directory, pages.item).stream,
+            open=True,
+        ),
+        Route(
+            "GET", "/v1/market/{model:path}", "Who sells a model, and for how much", book, open=True
+        ),
+        Route(
+            "GET",
+            "/v1/providers/{name}",
+            "One node by name, npub or public key",
+            provider,
+            open=True,
+        ),
+        Route("GET", "/openapi.json", "This interface as an OpenAPI document", openapi, open=True),
     ]
     return table

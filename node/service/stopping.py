@@ -22,6 +22,11 @@ class StopScope:
         self._scope: asyncio.Timeout | None = None
         self._watchers: list[asyncio.Task[None]] = []
 
+    @property
+    def armed(self) -> bool:
+        """Whether there are signals: without, entering it 200 times a stream can be saved."""
+        return bool(self._signals)
+
     async def __aenter__(self) -> None:
         if not self._signals:
             return

@@ -113,6 +113,8 @@ def passed_on(dialect: DialectName, headers: Mapping[str, str]) -> dict[str, str
         version = headers.get("anthropic-version", "")
         if _VERSION.fullmatch(version):
             passed["anthropic-version"] = version
-        if _BETAS.fullmatch(headers.get("anthropic-beta", "")):  # the service has left those that cost extra out
+        if _BETAS.fullmatch(
+            headers.get("anthropic-beta", "")
+        ):  # the service has left those that cost extra out
             passed["anthropic-beta"] = headers["anthropic-beta"]
     return passed

@@ -175,12 +175,21 @@ class Lane:
 class _Held:
     """An answer that occupies a slot until it is closed."""
 
-    __slots__ = ("_released", "_reply", "_slots", "backend", "content_type", "status")
+    __slots__ = (
+        "_released",
+        "_reply",
+        "_slots",
+        "backend",
+        "content_type",
+        "resumable",
+        "status",
+    )
 
     def __init__(self, reply: UpstreamReply, slots: Slots) -> None:
         self.backend = reply.backend
         self.status = reply.status
         self.content_type = reply.content_type
+        self.resumable = reply.resumable
         self._reply = reply
         self._slots = slots
         self._released = False

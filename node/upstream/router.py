@@ -97,7 +97,7 @@ class UpstreamRouter:
             try:
                 return await lane.open(call, backend)
             except NodeError as error:
-                if not _another_may_do(error):
+                if not _another_may_do(error) or _was_at_work(error, call):
                     raise
                 errors.append(error)
                 log.info(
@@ -171,6 +171,12 @@ def _by_price(way: tuple[Lane, Backend]) -> tuple[float, ...]:
 
 def _another_may_do(error: NodeError) -> bool:
     return isinstance(error, (*_BEST, UnknownThere))
+
+
+def _was_at_work(error: NodeError, call: UpstreamCall) -> bool:
+    """A whole answer that did not come in time was being made, and paid for: once is enough."""
+    whole = "text/event-stream" not in call.accept
+    return whole and isinstance(error, UpstreamTimeout) and error.sent
 
 
 def _best(errors: list[NodeError]) -> NodeError:

@@ -52,8 +52,10 @@ class Deadlines:
     connect_s: float = 10.0
     """Free place in the pool, name, TCP and TLS."""
     first_byte_s: float = 180.0
-    """From the request to the first bytes of the body: a server may stay silent until the whole
-    answer is computed."""
+    """From the request to the first bytes of a stream."""
+    whole_s: float = 600.0
+    """From the request to the first bytes of an answer in one piece: a server is silent until all
+    of it has been made."""
     chunk_s: float = 60.0
     """Between two pieces of the body."""
     answer_s: float = 3600.0
@@ -125,7 +127,10 @@ class UpstreamServer:
         ends_at = begun_at + deadlines.answer_s
         reply: _Reply | None = None
         try:
-            async with asyncio.timeout_at(min(begun_at + deadlines.first_byte_s, ends_at)):
+            streamed = call.accept[0] == _EVENT_STREAM
+            # a whole answer is silent until all of it has been made
+            wait_s = deadlines.first_byte_s if streamed else deadlines.whole_s
+            async with asyncio.timeout_at(min(begun_at + wait_s, ends_at)):
                 response = await self.session.post(
                     self._url(call.path, backend.upstream_id),
                     data=_payload(call.payload.encode(backend.upstream_id)),
@@ -144,7 +149,10 @@ class UpstreamServer:
             if reply is not None:
                 await reply.close()
             if isinstance(error, aiohttp.ClientError | OSError | ValueError):
-                raise error_from_client(self.name, error) from error
+                failure = error_from_client(self.name, error)
+                if isinstance(failure, UpstreamTimeout):
+                    failure.sent = not isinstance(error, aiohttp.ClientError)
+                raise failure from error
             raise
 
     def _url(self, path: str, upstream_id: str) -> URL:
@@ -188,6 +196,8 @@ def _payload(body: bytes) -> bytes | io.BytesIO:
 class _Reply:
     """An answer being read; implements ports.UpstreamReply."""
 
+    resumable = True
+
     def __init__(
         self,
         name: str,
@@ -230,18 +240,23 @@ class _Reply:
         if self._first:
             first, self._first = self._first, b""
             yield first
-        loop = asyncio.get_running_loop()
         content = self._response.content
-        wait_s = self._deadlines.chunk_s
+        silence = _Silence(content, self._deadlines.chunk_s, self._ends_at)
         try:
             while True:
-                async with asyncio.timeout_at(min(loop.time() + wait_s, self._ends_at)):
+                silence.check_end()
+                data = content.read_nowait(_PIECE_BYTES)
+                if not data and not content.at_eof():
+                    silence.begins()
                     data = await content.read(_PIECE_BYTES)
+                    silence.ends()
                 if not data:
                     return
                 yield data
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise error_from_client(self._name, error) from error
+        finally:
+            silence.stop()
 
     async def close(self) -> None:
         # A connection is only good for the next call when this answer was read to its end;
@@ -265,3 +280,49 @@ class _Reply:
         return error_from_answer(
             self._name, self.status, self._response.headers, bytes(body), hide=api_key
         )
+
+
+class _Silence:
+    """Ends a read that waits too long.
+
+    One timer looks after all reads of an answer: an ``asyncio.timeout`` for each took 5 µs of the
+    10 that a piece costs.
+    """
+
+    def __init__(self, content: aiohttp.StreamReader, limit_s: float, ends_at: float) -> None:
+        self._content = content
+        self._limit_s = limit_s
+        self._ends_at = ends_at
+        self._loop = asyncio.get_running_loop()
+        self._since: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def check_end(self) -> None:
+        """Raises TimeoutError when the whole answer has taken too long."""
+        if self._loop.time() >= self._ends_at:
+            raise TimeoutError
+
+    def begins(self) -> None:
+        self._since = self._loop.time()
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._deadline(self._since), self._look)
+
+    def ends(self) -> None:
+        self._since = None
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _deadline(self, since: float) -> float:
+        return min(since + self._limit_s, self._ends_at)
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._since is None:
+            return
+        deadline = self._deadline(self._since)
+        if self._loop.time() < deadline:  # it waits for another piece than when this was set
+            self._timer = self._loop.call_at(deadline, self._look)
+        else:
+            self._content.set_exception(aiohttp.ServerTimeoutError())

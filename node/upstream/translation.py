@@ -103,6 +103,7 @@ class TranslatedReply:
         self.backend = reply.backend
         self.status = reply.status
         self.content_type = reply.content_type
+        self.resumable = False
         self._reply = reply
         self._head = MessageHead(message_id, model, tuple(stop_sequences))
 

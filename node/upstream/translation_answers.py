@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from node.errors import UpstreamFailed
+from node.errors import AnswerTooLarge, UpstreamFailed
 
 Document = dict[str, Any]
 
@@ -93,7 +93,7 @@ class WholeMessage:
     def feed(self, data: bytes) -> bytes:
         """Take some of the body; gives nothing yet. Raises UpstreamFailed."""
         if len(self._buffer) + len(data) > MAX_ANSWER_BYTES:
-            raise UpstreamFailed(private="the answer is too large")
+            raise AnswerTooLarge(private="the answer is too large")
         self._buffer += data
         return b""
 

@@ -8,7 +8,7 @@ until it is complete, for the chat dialect lets them interleave.
 from __future__ import annotations
 
 from node.core.sse import SseEventTooLarge, SseSplitter, event_data
-from node.errors import UpstreamFailed
+from node.errors import AnswerTooLarge, UpstreamFailed
 from node.upstream.translation_answers import (
     Document,
     MessageHead,
@@ -66,7 +66,7 @@ class MessageStream:
         try:
             raws = self._splitter.feed_raw(data)
         except SseEventTooLarge:
-            raise UpstreamFailed(private="an event of the stream is too large") from None
+            raise AnswerTooLarge(private="an event of the stream is too large") from None
         return b"".join([self._take(raw) for raw in raws])
 
     def end(self) -> bytes:

@@ -90,12 +90,14 @@ class MemoryLog:
 class Node:
     """A DmServer with its pool; ``restart`` is what a new process would be."""
 
-    def __init__(self, url: str, limits: DmLimits | None, keys: Keys | None = None) -> None:
+    def __init__(
+        self, url: str | list[str], limits: DmLimits | None, keys: Keys | None = None
+    ) -> None:
         self.keys = keys or Keys.generate()
         self.dispatcher = Dispatcher()
         self.log = MemoryLog()
         self.healthy: int | None = None
-        self.url = url
+        self.urls = [url] if isinstance(url, str) else url
         self.limits = limits or DmLimits()
         self._running: contextlib.AsyncExitStack | None = None
 
@@ -105,7 +107,7 @@ class Node:
 
     async def start(self) -> None:
         self._running = stack = contextlib.AsyncExitStack()
-        self.pool = await stack.enter_async_context(RelayPool([self.url], keys=self.keys))
+        self.pool = await stack.enter_async_context(RelayPool(self.urls, keys=self.keys))
         self.server = DmServer(
             self.pool,
             self.keys,
@@ -137,7 +139,7 @@ class Node:
 
 
 @contextlib.asynccontextmanager
-async def node_at(url: str, limits: DmLimits | None = None) -> AsyncIterator[Node]:
+async def node_at(url: str | list[str], limits: DmLimits | None = None) -> AsyncIterator[Node]:
     node = Node(url, limits)
     await node.start()
     try:

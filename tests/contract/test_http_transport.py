@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import io
 import json
+import random
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator
 
@@ -282,6 +283,30 @@ async def test_a_client_that_does_not_read_is_cut_off() -> None:
     assert sent < 64 * MIB
 
 
+async def test_a_long_answer_in_one_piece_arrives_or_is_cut_off() -> None:
+    body = random.Random(1).randbytes(20 * MIB)
+
+    async def long(_: Request) -> AsyncGenerator[ReplyEvent, None]:
+        yield Started(200, {})
+        yield Chunk(body)
+        yield Receipt(cost=Msat(1))
+
+    async with running(write_timeout_s=30) as node, aiohttp.ClientSession() as http:
+        node.dispatcher.script = long
+        async with http.get(node.url) as response:
+            assert response.content_length == len(body)
+            assert await response.read() == body
+        async with http.get(node.url) as response:  # over the same connection
+            assert await response.read() == body
+    async with running(write_timeout_s=0.2) as node:
+        node.dispatcher.script = long
+        _, writer = await node.connect()
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        writer.write(HEAD + b"Content-Length: 0\r\n\r\n")
+        await wait(node.dispatcher.ended)
+        writer.transport.abort()
+
+
 @pytest.mark.parametrize("data", [b"", b"GET / HTTP/1.1\r\n", HEAD + b"X-A: b"])
 async def test_headers_that_never_end(data: bytes) -> None:
     async with running(server={"header_timeout_s": 0.2}) as node:
@@ -536,3 +561,50 @@ async def test_a_silent_stream_is_kept_alive_and_a_silent_answer_is_not() -> Non
         node.dispatcher.script = slow_json
         async with client.post(node.url + "/v1/x") as response:
             assert await response.read() == b"{}"
+
+
+@pytest.mark.parametrize("value", ["a\r\nx-evil: 1", "a\nb", "a\rb", "a\0b"])
+@pytest.mark.parametrize("live", [False, True])
+async def test_no_header_breaks_out_of_its_line(node: Node, value: str, live: bool) -> None:
+    async def script(request: Request) -> AsyncGenerator[ReplyEvent, None]:
+        yield Started(200, {"content-type": value}, live)
+        yield Chunk(b"x")
+        yield Receipt()
+
+    node.dispatcher.script = script
+    answer = await node.raw(HEAD + b"Connection: close\r\nContent-Length: 0\r\n\r\n")
+    assert b"x-evil" not in answer
+    assert not answer.startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    ("version", "asked", "told", "stays"),
+    [
+        (b"1.1", b"", None, True),
+        (b"1.1", b"Connection: close\r\n", "close", False),
+        (b"1.0", b"", None, False),
+        (b"1.0", b"Connection: keep-alive\r\n", "keep-alive", True),
+    ],
+)
+async def test_a_connection_stays_as_its_client_wants(
+    node: Node, version: bytes, asked: bytes, told: str | None, stays: bool
+) -> None:
+    one = b"POST /v1/x HTTP/%b\r\nHost: a\r\n%bContent-Length: 1\r\n\r\na" % (version, asked)
+    last = b"POST /v1/x HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+    answer = await node.raw(one + last if stays else one)  # to the end of the connection
+    assert parts(answer)[1].get("connection") == told
+    assert answer.count(b"HTTP/1.") == len(node.dispatcher.requests) == 1 + stays
+
+
+async def test_a_stream_to_an_old_client_ends_with_its_connection(node: Node) -> None:
+    async def script(request: Request) -> AsyncGenerator[ReplyEvent, None]:
+        yield Started(200, {"content-type": "text/event-stream"}, live=True)
+        yield Chunk(b"data: 1\n\n")
+        yield Chunk(b"data: 2\n\n")
+        yield Receipt()
+
+    node.dispatcher.script = script
+    head = b"POST /v1/x HTTP/1.0\r\nHost: a\r\nConnection: keep-alive\r\nContent-Length: 0\r\n\r\n"
+    _, headers, body = parts(await node.raw(head))
+    assert "transfer-encoding" not in headers
+    assert body == b"data: 1\n\ndata: 2\n\n"

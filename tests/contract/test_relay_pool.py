@@ -17,6 +17,7 @@ from discovery.nostr.giftwrap import GIFT_WRAP, unwrap, wrap
 from discovery.nostr.keys import Keys
 from discovery.nostr.pool import RelayLimits, RelayPool, Subscription
 from discovery.nostr.relay import normalize_url
+from tests.fakes.relay_proxy import Line, relay_proxy
 from tests.fakes.relays import (
     FaultRelay,
     StrictRelay,
@@ -391,6 +392,152 @@ async def test_a_closed_query_ends_at_once(faulty: FaultRelay) -> None:
     async with pool_of(faulty) as pool:
         assert await pool.query([{"kinds": [1]}], timeout_s=60) == []
     assert len(faulty.frames("REQ")) == 1
+
+
+# relays that lose, limit and are slow
+
+
+async def test_events_and_oks_that_get_lost_are_sent_again(strict: StrictRelay) -> None:
+    limits = RelayLimits(ok_patience_min_s=0.1, ok_patience_max_s=0.2)
+    async with relay_proxy(strict.url, seed=3) as proxy, pool_of(proxy.url, limits=limits) as pool:
+        listener = pool_of(strict)
+        async with listener:
+            subscription = listener.subscribe([{"kinds": [1]}])
+            assert await subscription.eose()
+            assert (await pool.publish(note("first")))[proxy.url].ok  # it says OK at all
+            proxy.line = Line(lose=0.4)
+            events = [note(f"{number}") for number in range(20)]
+            results = await asyncio.gather(*(pool.publish(e, timeout_s=30) for e in events))
+            assert all(result[proxy.url].ok for result in results)
+            arrived = await take(subscription, 21)
+            assert {event.content for event in arrived[1:]} == {event.content for event in events}
+            assert await nothing_comes(subscription)
+        assert pool.health()[proxy.url].resent > 0
+
+
+async def test_a_relay_that_never_says_ok_soon_gets_each_event_once(faulty: FaultRelay) -> None:
+    faulty.faults.no_ok = True
+    limits = RelayLimits(ok_patience_min_s=0.02, ok_patience_max_s=0.02, max_unanswered_events=3)
+    async with pool_of(faulty, limits=limits) as pool:
+        for number in range(4):
+            assert not (await pool.publish(note(f"{number}"), timeout_s=0.5))[faulty.url].ok
+    assert len(faulty.frames("EVENT")) == 4 + 3
+
+
+async def test_a_request_that_got_lost_is_sent_again(strict: StrictRelay) -> None:
+    limits = RelayLimits(retry_after_silence_s=0.1)
+    lossy = Line(lose=1.0)
+    async with (
+        relay_proxy(strict.url, line=lossy) as proxy,
+        pool_of(proxy.url, limits=limits) as pool,
+    ):
+        subscription = pool.subscribe([{"kinds": [1]}])
+        await until(lambda: proxy.met["lost"] == 1)
+        lossy.lose = 0.0
+        assert await subscription.eose()
+        assert (await pool.publish(note("x")))[proxy.url].ok
+        assert (await take(subscription, 1))[0].content == "x"
+
+
+async def test_a_relay_without_eose_is_asked_a_few_times_only(faulty: FaultRelay) -> None:
+    faulty.faults.no_eose = True
+    limits = RelayLimits(retry_after_silence_s=0.01, max_silent_retries=2)
+    async with pool_of(faulty, limits=limits) as pool:
+        subscription = pool.subscribe([{"kinds": [1]}])
+        await faulty.has_received("REQ", 3)
+        assert await nothing_comes(subscription)
+    assert len(faulty.frames("REQ")) == 3
+
+
+async def test_events_slow_down_for_a_relay_that_limits_and_speed_up_again(
+    strict: StrictRelay,
+) -> None:
+    line = Line(events_per_s=20, burst=3)
+    limits = RelayLimits(pace_first_s=0.02)
+    async with (
+        relay_proxy(strict.url, line=line) as proxy,
+        pool_of(proxy.url, limits=limits) as pool,
+    ):
+        events = [note(f"{number}") for number in range(20)]
+        results = await asyncio.gather(*(pool.publish(e, timeout_s=60) for e in events))
+        assert all(result[proxy.url].ok for result in results)
+        assert any(result[proxy.url].limited for result in results)
+        health = pool.health()[proxy.url]
+        assert health.limited > 0
+        assert health.interval_s > 0
+        assert health.limited < 4 * len(events)  # it did not hammer
+        line.events_per_s = None
+        number = 0
+        while pool.health()[proxy.url].interval_s:
+            assert (await pool.publish(note(f"more {number}")))[proxy.url].ok
+            number += 1
+
+
+async def test_a_limit_that_lasts_is_the_result(strict: StrictRelay) -> None:
+    line = Line(events_per_s=0.0, burst=0)
+    limits = RelayLimits(pace_first_s=0.3)
+    async with (
+        relay_proxy(strict.url, line=line) as proxy,
+        pool_of(proxy.url, limits=limits) as pool,
+    ):
+        result = (await pool.publish(note("x"), timeout_s=1.0))[proxy.url]
+        assert (result.ok, result.limited) == (False, True)
+        assert result.message == "rate-limited: slow down"
+        await until(lambda: pool.health()[proxy.url].interval_s >= 0.3)
+        await pool.publish(note("y"), timeout_s=2.0)
+        assert "takes an event every" in str(pool.trouble(proxy.url))
+
+
+async def test_many_large_events_at_once_cost_no_connection(strict: StrictRelay) -> None:
+    async with pool_of(strict) as pool:
+        events = [note("x" * 20_000 + str(number)) for number in range(400)]
+        results = await asyncio.gather(*(pool.publish(e, timeout_s=60) for e in events))
+        assert all(result[strict.url].ok for result in results)
+        assert pool.health()[strict.url].connects == 1
+
+
+# a list of relays that changes
+
+
+async def test_the_list_of_relays_changes_while_it_is_in_use(strict: StrictRelay) -> None:
+    async with fault_relay() as old, fault_relay() as new, pool_of(strict, old) as pool:
+        subscription = pool.subscribe([{"kinds": [1]}])
+        assert await subscription.eose()
+        await pool.set_urls([strict.url, new.url + "/"])
+        assert pool.urls == (strict.url, new.url)
+        await new.has_received("REQ")
+        await old.has_received("CLOSE")
+        assert set(await pool.publish(note("x"))) == {strict.url, new.url}
+        await take(subscription, 1)
+        await until(lambda: pool.health()[new.url].connected)
+        await new.broadcast(note("from the new one").to_dict())
+        assert [event.content for event in await take(subscription, 1)] == ["from the new one"]
+        await old.broadcast(note("from the old one").to_dict())
+        assert await nothing_comes(subscription)
+        assert pool.trouble(old.url) == "not in use"
+        assert pool.health()[strict.url].connects == 1
+        assert old.frames("EVENT") == []
+
+
+async def test_a_bad_list_of_relays_changes_nothing(strict: StrictRelay) -> None:
+    async with pool_of(strict) as pool:
+        with pytest.raises(RelayError):
+            await pool.set_urls(["ws://127.0.0.1:1", "https://example.com"])
+        assert pool.urls == (strict.url,)
+        assert (await pool.publish(note("x")))[strict.url].ok
+    with pytest.raises(RelayError):
+        await pool.set_urls([strict.url])
+
+
+async def test_a_relay_in_use_for_someone_becomes_one_of_ours(faulty: FaultRelay) -> None:
+    async with fault_relay() as own, pool_of(own, guest_idle_s=0.05) as pool:
+        subscription = pool.subscribe([{"kinds": [1]}])
+        assert (await pool.publish(note("x"), urls=[faulty.url]))[faulty.url].ok
+        await pool.set_urls([faulty.url])
+        await faulty.has_received("REQ")
+        assert (await pool.publish(note("y")))[faulty.url].ok
+        assert (await take(subscription, 1))[0].content in ("x", "y")
+    assert faulty.connections == 1
 
 
 # authentication

@@ -210,7 +210,7 @@ async def test_an_answer_that_is_cut(upstream: UpstreamServer, stream: bool) -> 
 
 
 async def test_a_server_that_never_answers(session: Any, server: ModelServer) -> None:
-    deadlines = Deadlines(first_byte_s=0.5)
+    deadlines = Deadlines(first_byte_s=0.5, whole_s=0.5)
     upstream = UpstreamServer("main", session, server.url, api_key=KEY, deadlines=deadlines)
     assert isinstance(await failure(ask(upstream, call("demo#hang"))), UpstreamTimeout)
     async with asyncio.timeout(5):

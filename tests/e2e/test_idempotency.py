@@ -111,3 +111,26 @@ async def test_over_a_restart_and_when_it_is_too_long(open_world: OpenWorld) -> 
         assert again.content == first.content
         lost = await ask(http, long_headers, stream=True)
         assert (lost.status_code, lost.json()["error"]["code"]) == (409, "interrupted")
+
+
+async def test_an_answer_that_newer_ones_have_displaced(open_world: OpenWorld) -> None:
+    """The room of an account is bounded; what is gone is not run again."""
+    world = await open_world(
+        environment={
+            "NODESTR_LEDGER__MAX_STORED_ANSWER_BYTES": "1024",
+            "NODESTR_LEDGER__MAX_STORED_ANSWERS_BYTES_PER_ACCOUNT": "1500",
+        }
+    )
+    async with httpx.AsyncClient(base_url=world.node.url, timeout=30) as http:
+        headers = await open_account(world, http)
+        for name in "abcd":
+            assert (
+                await ask(http, {**headers, "Idempotency-Key": name}, max_tokens=4)
+            ).status_code == 200
+        calls = world.upstream.calls
+        kept = await ask(http, {**headers, "Idempotency-Key": "d"}, max_tokens=4)
+        assert (kept.status_code, kept.headers["idempotent-replayed"]) == (200, "true")
+        gone = await ask(http, {**headers, "Idempotency-Key": "a"}, max_tokens=4)
+        assert (gone.status_code, gone.json()["error"]["code"]) == (409, "interrupted")
+        assert world.upstream.calls == calls == 4
+    await world.quiet_books()

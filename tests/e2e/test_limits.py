@@ -29,6 +29,11 @@ async def test_each_payer_has_a_limit_of_its_own(open_world: OpenWorld) -> None:
         assert refused.json()["error"]["code"] == "rate_limit_exceeded"
         assert 1 <= int(refused.headers["retry-after"]) <= 60
         assert refused.headers["x-ratelimit-remaining-requests"] == "0"
+        for name in ("X-Cashu", "X-Api-Key"):  # nobody looks at it there
+            junk = {name: "x"}
+            assert (await http.get("/v1/models", headers=junk)).status_code == 429
+            order = await http.post("/lightning/invoice", json={"amount_sats": 9}, headers=junk)
+            assert order.status_code == 429
         made_up = await http.get("/v1/wallet/balance", headers={"Authorization": "Bearer sk-x"})
         assert made_up.status_code == 429  # a key of nobody's is a stranger's
         for _ in range(4):  # a token that pays is nobody's limit

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import random
 import time
 from collections import Counter
@@ -24,6 +25,9 @@ from tests.fakes.relays import free_port
 
 _MAX_FRAME_BYTES = 2**22
 _MAX_LATER = 4_096
+# Connections end without a goodbye here, which websockets reports at length.
+_quiet = logging.getLogger("tests.fakes.relay_proxy.websocket")
+_quiet.setLevel(logging.CRITICAL)
 
 Send = Callable[[str], Any]
 
@@ -94,6 +98,7 @@ class RelayProxy:
             max_size=_MAX_FRAME_BYTES,
             compression=None,
             ping_interval=None,
+            logger=_quiet,
         )
 
     async def stop(self) -> None:

@@ -38,7 +38,7 @@ async def open_bench(
 
         async def open_it(
             *urls: str,
-            timeout_s: float = 1.0,
+            timeout_s: float = 2.0,
             units: tuple[str, ...] = ("sat",),
             cooldown_s: float | None = None,
             terms: PaymentTerms | None = None,

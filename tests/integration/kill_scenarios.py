@@ -53,6 +53,7 @@ ANSWER = {
 
 class _Reply:
     backend = MODEL.backends[0]
+    resumable = False
     status = 200
     content_type = "application/json"
 

@@ -82,7 +82,7 @@ async def test_a_hold_is_not_left_behind_when_nobody_waits_for_the_mint_any_more
     """The swap takes longer than the caller waits: no hold may be made for it afterwards."""
     client = await purse()
     async with MintProxy(mint.url) as proxy:
-        bench = await open_bench(proxy.url, timeout_s=0.3)
+        bench = await open_bench(proxy.url, timeout_s=3)
         await bench.wallet.refresh(proxy.url)
         token = at(proxy.url, await client.fund(60))
         proxy.faults.append("hang")

@@ -1,6 +1,6 @@
-"""Promise: mixed operations of many clients, with faults and kills, lose no sat and make none.
+"""Promise: mixed operations with faults and kills, and requests over bad lines, lose no sat.
 
-A small one, with other dice each day. ``make soak`` runs thousands of operations (docs/testing.md).
+Small ones, with other dice each day. ``make soak`` runs thousands of operations (docs/testing.md).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from node.demo.mint import EmbeddedMint
+from tests.soak.nostr import NostrPlan, soak_nostr
 from tests.soak.run import Plan, soak
 
 
@@ -25,3 +26,16 @@ async def test_a_short_soak_ends_with_the_equation(
     assert outcome.problems == []
     assert outcome.operations
     assert outcome.sums["put in"]
+
+
+@pytest.mark.timeout(300)
+async def test_requests_over_two_lossy_relays_run_once_and_bring_their_change(
+    mint: EmbeddedMint, tmp_path: Path
+) -> None:
+    seed = datetime.datetime.now(tz=datetime.UTC).toordinal()
+    plan = NostrPlan(seed, requests=12, clients=2, max_bytes=60_000)
+    outcome = await soak_nostr(plan, tmp_path, mint)
+    print(outcome.text())
+    assert outcome.problems == []
+    assert outcome.answered == 12
+    assert all(line["lost"] for line in outcome.lines.values())

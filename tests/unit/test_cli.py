@@ -108,17 +108,30 @@ def test_every_command_explains_itself_with_two_examples() -> None:
     assert found == [
         ["serve"],
         ["check-config"],
+        ["init"],
+        ["doctor"],
         ["check"],
         ["backup"],
         ["restore"],
+        ["export"],
         ["payout"],
         ["fund"],
         ["credit"],
         ["release"],
+        ["gateway"],
+        ["ask"],
+        ["providers"],
+        ["announce"],
         ["demo"],
         ["version"],
         ["keys", "generate"],
         ["keys", "show"],
+        ["wallet", "receive"],
+        ["wallet", "balance"],
+        ["wallet", "send"],
+        ["wallet", "topup"],
+        ["wallet", "recover"],
+        ["wallet", "history"],
     ]
     for name, command in commands():
         text = run(*name, "--help").stdout
@@ -286,7 +299,7 @@ def test_the_units_credentials_and_environment_configure_the_node(
     directory = tmp_path / "credentials"
     directory.mkdir()
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(directory))
-    contents = {"node.toml": CONFIG, "nodestr.node.secret_key": keys.nsec()}
+    contents = {"nodestr.node.secret_key": keys.nsec()}
     monkeypatch.delenv("KEY")
     for credential in unit["Service"]["LoadCredential"]:
         name = credential.partition(":")[0]
@@ -295,7 +308,7 @@ def test_the_units_credentials_and_environment_configure_the_node(
     for assignment in unit["Service"]["Environment"]:
         name, _, value = assignment.partition("=")
         monkeypatch.setenv(name, value)
-    settings = load(directory / "node.toml")
+    settings = load(config)
     assert settings.keys().pubkey == keys.pubkey
     assert settings.log.format == "json"
 

@@ -111,7 +111,7 @@ def test_the_example_names_every_field_and_nothing_else() -> None:
 def test_the_example_shows_the_defaults(config: Path) -> None:
     shown = re.sub(r"(?m)^#(\w+ =)", r"\1", EXAMPLE.read_text())
     example, actual = tomllib.loads(shown), load(config).document()
-    settings_without_default = {"d", "onion_url", "public_urls"}
+    settings_without_default = {"d", "onion_url", "onion_hostname_file", "public_urls"}
     for section in ("http", "nostr", "discovery", "ledger", "log"):
         for key, value in example[section].items():
             if key not in settings_without_default:
@@ -334,6 +334,8 @@ def test_prices_in_usd_are_exact(config: Path) -> None:
         ),
         ("per_request_msat = 1\naliases = ['m']", 'two entries have the id "m"'),
         ("per_request_msat = 1\naliases = ['a b']", "models[0].aliases[0]"),
+        ("per_request_msat = 1\nfixed = { n = 2, size = 'x' }", "fixed cannot set n"),
+        ("per_request_msat = 1\nfixed = { size = ['x'] }", "models[0].fixed"),
     ],
 )
 def test_what_is_wrong_with_a_price_or_a_market(config: Path, lines: str, words: str) -> None:
@@ -404,6 +406,17 @@ def test_a_rate_source_of_ones_own_is_asked_as_it_is_written(config: Path) -> No
     assert preset == "kraken"
     assert not isinstance(own, str)
     assert (own.url, own.path) == ("https://x.example.com/a/", "b.0")
+
+
+def test_what_is_fixed_reaches_the_catalogue_as_it_is_written(config: Path) -> None:
+    config.write_text(
+        priced('per_image_msat = 9\nfixed = { quality = "hd", seed = 1, raw = true }')
+    )
+    (plan,) = load(config).plans()
+    model = plan.model(None)
+    assert model is not None
+    assert model.fixed == {"quality": "hd", "seed": 1, "raw": True}
+    assert [type(value) for value in model.fixed.values()] == [str, int, bool]
 
 
 def test_a_model_at_the_price_its_upstream_lists(config: Path) -> None:

@@ -35,6 +35,8 @@ class LightningEndpoints:
         account_id = None
         if purpose == "topup":
             account_id = await self._account(request, body.get("api_key"))
+        else:
+            self._accounts.count_stranger(request)
         # Only what the client chose to be its key: what else names a request is no secret.
         key = request.headers.get("idempotency-key")
         made = await self._invoices.create(amount, request.peer, account_id, key)

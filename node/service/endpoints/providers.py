@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import base64
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from hashlib import blake2b
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import orjson
 
 from discovery.announcement import ModelOffer
 from discovery.directory import DirectorySnapshot, Provider
+from discovery.documents import provider_detail, provider_item
 from discovery.errors import InvalidKey
+from discovery.market import total_price
 from discovery.nostr.keys import parse_pubkey
 from discovery.wire import mint_url
 from node.errors import InvalidValue, NotFound
@@ -35,19 +38,18 @@ _STATUSES = ("online", "offline", "unknown")
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 _PRICE = re.compile(r"[0-9]{1,12}(\.[0-9]{1,12})?", re.ASCII)
 _MAX_VALUE_CHARS = 2_000
-_PATHS = {
-    "chat": "chat/completions",
-    "image": "images/generations",
-    "images": "images/generations",
-    "transcriptions": "audio/transcriptions",
-    "translations": "audio/translations",
-    "speech": "audio/speech",
-}
-"""The short endpoint names of model pages, as paths below ``/v1``; others stand for themselves."""
+_SORTS = ("rank", "price", "latency", "uptime")
+_NOWHERE = 2**53
+"""Where those come who have no price, no latency."""
+
+Position: TypeAlias = tuple[int, tuple[int, int, str, str]]
+"""Place in a sorted list: the value sorted by, then the rank."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Query:
+class Query:
+    """The parameters of a list of providers; see :func:`list_providers`."""
+
     model: str | None
     mint: str | None
     transport: str | None
@@ -58,12 +60,16 @@ class _Query:
     max_completion: Decimal | None
     pubkey: str | None
     limit: int
-    after: tuple[int, int, str, str] | None
+    after: Position | None
     include_json: bool
+    sort: str
 
     @classmethod
-    def parse(cls, query: Mapping[str, str]) -> _Query:
+    def parse(cls, query: Mapping[str, str]) -> Query:
         """Raises InvalidValue naming the parameter. Unknown parameters are passed over."""
+        sort = _take(query, "sort", _one_of(_SORTS)) or "rank"
+        if sort == "price" and not query.get("model"):
+            raise InvalidValue("sort=price needs a model", param="sort")
         return cls(
             model=_take(query, "model", str),
             mint=_take(query, "mint", _mint),
@@ -76,7 +82,20 @@ class _Query:
             limit=_take(query, "limit", _limit) or DEFAULT_LIMIT,
             after=_take(query, "cursor", _decode_cursor),
             include_json=_take(query, "include_json", _boolean) or False,
+            sort=sort,
         )
+
+    def position(self, provider: Provider) -> Position:
+        """Where it stands in the list, lowest first."""
+        value = 0
+        if self.sort == "price":
+            offer = provider.offer(self.model or "")
+            value = total_price(offer) if offer is not None and offer.priced else _NOWHERE
+        elif self.sort == "latency":
+            value = _NOWHERE if provider.latency_ms is None else provider.latency_ms
+        elif self.sort == "uptime":
+            value = _NOWHERE if provider.uptime is None else -round(10_000 * provider.uptime)
+        return value, provider.rank
 
     def matches(self, provider: Provider) -> bool:
         said = provider.announcement
@@ -91,17 +110,26 @@ class _Query:
 
     def _sells(self, provider: Provider) -> bool:
         """Some model fits the name and both price limits at once."""
-        if self.model is None and self.max_prompt is None and self.max_completion is None:
-            return True
+        limits = self.max_prompt is not None or self.max_completion is not None
+        if self.model is not None:
+            offer = provider.offer(self.model)
+            return offer is not None and (not limits or self._affords((offer,)))
+        return not limits or self._affords(provider.models)
+
+    def _affords(self, offers: Iterable[ModelOffer]) -> bool:
         return any(
-            (self.model is None or offer.id == self.model)
+            offer.priced
             and (self.max_prompt is None or offer.input_per_mtok <= self.max_prompt)
             and (self.max_completion is None or offer.output_per_mtok <= self.max_completion)
-            for offer in provider.models
+            for offer in offers
         )
 
 
-def list_providers(snapshot: DirectorySnapshot, query: Mapping[str, str]) -> dict[str, Any]:
+def list_providers(
+    snapshot: DirectorySnapshot,
+    query: Mapping[str, str],
+    item: Callable[[Provider], Any] = provider_item,
+) -> dict[str, Any]:
     """One page of providers: verified and online first.
 
     Args:
@@ -110,34 +138,91 @@ def list_providers(snapshot: DirectorySnapshot, query: Mapping[str, str]) -> dic
             ``max_completion_price`` (sat per 1,000 tokens; with ``model`` they apply to that
             model, else some model must meet both), ``pubkey`` (hex or npub), ``limit``
             (1 to 200, 100 by default), ``cursor`` (``next_cursor`` of the page before),
-            ``include_json`` (each item becomes ``{"provider", "health"}`` with the node's own
+            ``sort`` (``rank``, the default: verified and online first; ``price``, which needs
+            ``model``: prompt and completion together; ``latency``; ``uptime``), ``include_json``
+            (each item becomes ``{"provider", "health"}`` with the node's own
             ``/v1/info``).
+
+        item: shows one provider.
 
     Returns ``{"object": "list", "providers": […], "next_cursor": str | None}``. Raises
     InvalidValue with the parameter's name.
     """
-    wanted = _Query.parse(query)
-    page: list[Provider] = []
-    more = False
-    for provider in snapshot.providers:
-        if wanted.after is not None and provider.rank <= wanted.after:
-            continue
-        if wanted.matches(provider):
-            if len(page) == wanted.limit:
-                more = True
-                break
-            page.append(provider)
-    items = [_item(provider) for provider in page]
+    wanted = Query.parse(query)
+    page, more = select(snapshot, wanted)
+    items = [item(provider) for provider in page]
     if wanted.include_json:
         items = [
-            {"provider": item, "health": _health(provider)}
-            for item, provider in zip(items, page, strict=True)
+            {"provider": shown, "health": _health(provider)}
+            for shown, provider in zip(items, page, strict=True)
         ]
     return {
         "object": "list",
         "providers": items,
-        "next_cursor": _encode_cursor(page[-1]) if more else None,
+        "next_cursor": _encode_cursor(wanted.position(page[-1])) if more else None,
     }
+
+
+def select(snapshot: DirectorySnapshot, wanted: Query) -> tuple[list[Provider], bool]:
+    """One page of those that fit, in order, and whether there are more."""
+    named = snapshot.providers if wanted.model is None else snapshot.selling(wanted.model)
+    if wanted.sort != "rank":
+        named = tuple(sorted(named, key=wanted.position))
+    page: list[Provider] = []
+    for provider in named:
+        if wanted.after is not None and wanted.position(provider) <= wanted.after:
+            continue
+        if wanted.matches(provider):
+            if len(page) == wanted.limit:
+                return page, True
+            page.append(provider)
+    return page, False
+
+
+class Pages:
+    """Answers to the same question of the same snapshot are made once, and so is the item of a
+    provider as long as nothing about it changes.
+
+    Args:
+        max_bytes: of all answers kept.
+        max_items: providers whose item is kept.
+    """
+
+    def __init__(self, *, max_bytes: int = 16 * 1024 * 1024, max_items: int = 2_000) -> None:
+        self._max_bytes = max_bytes
+        self._max_items = max_items
+        self._items: OrderedDict[int, tuple[Provider, bytes]] = OrderedDict()
+        """By identity, which the provider beside it keeps from being given to another."""
+        self._bytes = 0
+        self._kept: OrderedDict[tuple[str, str], bytes] = OrderedDict()
+
+    def get(
+        self,
+        snapshot: DirectorySnapshot,
+        key: str,
+        make: Callable[[], Mapping[str, Any]],
+    ) -> orjson.Fragment:
+        """The document that ``make`` gives for ``key``, as JSON."""
+        found = self._kept.get((snapshot.etag, key))
+        if found is None:
+            found = orjson.dumps(make())
+            self._kept[snapshot.etag, key] = found
+            self._bytes += len(found)
+            while self._bytes > self._max_bytes:
+                _, oldest = self._kept.popitem(last=False)
+                self._bytes -= len(oldest)
+        return orjson.Fragment(found)
+
+    def item(self, provider: Provider) -> orjson.Fragment:
+        """The provider as lists show it, as JSON."""
+        found = self._items.get(id(provider))
+        if found is None:
+            found = self._items[id(provider)] = provider, orjson.dumps(provider_item(provider))
+            if len(self._items) > self._max_items:
+                self._items.popitem(last=False)
+        else:
+            self._items.move_to_end(id(provider))
+        return orjson.Fragment(found[1])
 
 
 def get_provider(snapshot: DirectorySnapshot, key: str) -> dict[str, Any]:
@@ -154,7 +239,7 @@ def get_provider(snapshot: DirectorySnapshot, key: str) -> dict[str, Any]:
         return _by_name(snapshot, key)
     for provider in snapshot.providers:
         if provider.pubkey == pubkey:
-            return _detail(provider)
+            return provider_detail(provider)
     raise _unknown()
 
 
@@ -166,7 +251,7 @@ def _by_name(snapshot: DirectorySnapshot, name: str) -> dict[str, Any]:
     owner = min(equal, key=lambda p: (p.first_seen, p.rank)).pubkey
     # The same key may announce several nodes of one name; the snapshot has the best one first.
     chosen = next(p for p in equal if p.pubkey == owner)
-    return _detail(chosen, others=dict.fromkeys(p.npub for p in equal if p.pubkey != owner))
+    return provider_detail(chosen, others=dict.fromkeys(p.npub for p in equal if p.pubkey != owner))
 
 
 def _unknown() -> NotFound:
@@ -180,91 +265,12 @@ def etag(snapshot: DirectorySnapshot, query: Mapping[str, str]) -> str:
     return f'"{digest.hexdigest()}"'
 
 
-def _item(provider: Provider) -> dict[str, Any]:
-    said = provider.announcement
-    event = said.event
-    return {
-        "id": said.d,
-        "name": said.name,
-        "description": said.about,
-        "status": provider.status,
-        "verified": provider.verified,
-        "reason": provider.reason or None,
-        "pubkey": provider.pubkey,
-        "npub": provider.npub,
-        "created_at": said.created_at,
-        "last_seen": provider.last_seen,
-        "latency_ms": provider.latency_ms,
-        "kind": event.kind if event else None,
-        "content": event.content if event else "",
-        "version": said.version or None,
-        "endpoint_url": provider.endpoint_url,
-        "endpoint_urls": list(provider.endpoint_urls),
-        "verified_urls": list(provider.verified_urls),
-        "unverified_urls": list(provider.unverified_urls),
-        "mint_urls": list(said.mints),
-        "relays": list(said.relays),
-        "transports": list(said.transports),
-        "endpoints": _endpoints(provider.models),
-        "models": [offer.id for offer in provider.models],
-        "pricing": {offer.id: _pricing(offer) for offer in provider.models},
-    }
-
-
-def _detail(provider: Provider, others: Iterable[str] = ()) -> dict[str, Any]:
-    rivals = list(others)
-    return _item(provider) | {
-        "ambiguous": bool(rivals),
-        "others": rivals,
-        "display_name": provider.announcement.name,
-        "models": [
-            {
-                "id": offer.id,
-                "name": offer.name or offer.id,
-                "context_window": offer.context or None,
-                "max_output_tokens": offer.max_output or None,
-                "modalities": list(offer.modalities),
-                "endpoints": _endpoints((offer,)),
-                "pricing": _pricing(offer),
-            }
-            for offer in provider.models
-        ],
-        "features": _features(provider),
-    }
-
-
-def _features(provider: Provider) -> list[str]:
-    said = provider.announcement
-    features = [f"transport:{transport}" for transport in said.transports]
-    features += [f"wrap:{kind}" for kind in said.wraps]
-    features += [f"nostr:{word}" for word in said.http if not word.isdigit()]
-    if said.pubkey_lock:
-        features.append("locked-tokens")
-    modalities = dict.fromkeys(m for offer in provider.models for m in offer.modalities)
-    return features + [f"modality:{modality}" for modality in modalities]
-
-
 def _health(provider: Provider) -> dict[str, Any]:
     """What the network's other nodes show beside a provider: the answer of its ``/v1/info``."""
     if provider.info:
         return {"status_code": 200, "endpoint": "info", "json": orjson.loads(provider.info)}
     status = 200 if provider.status == "online" else None
     return {"status_code": status, "endpoint": "info", "json": {"error": provider.reason}}
-
-
-def _endpoints(models: tuple[ModelOffer, ...]) -> list[str]:
-    names = dict.fromkeys(name for offer in models for name in offer.endpoints)
-    return [_PATHS.get(name, name) for name in names]
-
-
-def _pricing(offer: ModelOffer) -> dict[str, Any]:
-    return {
-        "prompt": offer.input_per_mtok / _MSAT_PER_MTOK,
-        "completion": offer.output_per_mtok / _MSAT_PER_MTOK,
-        "request": offer.per_request / 1_000,
-        "unit": "1k tokens",
-        "currency": "sat",
-    }
 
 
 def _take(query: Mapping[str, str], name: str, read: Callable[[str], T]) -> T | None:
@@ -323,21 +329,20 @@ def _pubkey(text: str) -> str:
         raise ValueError("must be a public key, hex or npub") from None
 
 
-def _encode_cursor(provider: Provider) -> str:
-    return base64.urlsafe_b64encode(orjson.dumps(provider.rank)).rstrip(b"=").decode()
+def _encode_cursor(position: Position) -> str:
+    return base64.urlsafe_b64encode(orjson.dumps(position)).rstrip(b"=").decode()
 
 
-def _decode_cursor(text: str) -> tuple[int, int, str, str]:
+def _decode_cursor(text: str) -> Position:
     try:
         padded = text.encode("ascii") + b"=" * (-len(text) % 4)
-        unverified, status, pubkey, d = orjson.loads(base64.urlsafe_b64decode(padded))
+        value, (unverified, status, pubkey, d) = orjson.loads(base64.urlsafe_b64decode(padded))
     except (ValueError, TypeError):
         raise ValueError("is not one this endpoint gave out") from None
     if not (
-        isinstance(unverified, int)
-        and isinstance(status, int)
+        all(isinstance(number, int) for number in (value, unverified, status))
         and isinstance(pubkey, str)
         and isinstance(d, str)
     ):
         raise ValueError("is not one this endpoint gave out")
-    return (unverified, status, pubkey, d)
+    return value, (unverified, status, pubkey, d)

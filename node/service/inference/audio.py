@@ -1,6 +1,7 @@
 """``POST /v1/audio/transcriptions`` and ``/v1/audio/translations``: a form with a recording.
 
-Priced by the minute or by the token. Answers are JSON, text with or without times, or events.
+Priced by the minute or by the token. Answers are JSON, text with or without times, or events. Model
+servers count in JSON alone, so they are asked for that where the client wants the text of it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import orjson
 
 from node.core.catalog import Catalog
 from node.core.exchange import Request
-from node.core.money import ceil_div
+from node.core.money import Msat, ceil_div
 from node.core.usage import MAX_AUDIO_S, Usage
 from node.errors import InvalidValue
 from node.service.inference.bodies import BytesMeter, DocumentMeter
@@ -40,7 +41,10 @@ MOST_TOKENS_PER_S = 50
 
 _DOCUMENTS = frozenset({"json", "verbose_json", "diarized_json"})
 _TEXTS = frozenset({"text", "srt", "vtt"})
-_TEXT_TYPES = ("text/plain", "text/vtt", "text/srt", "application/x-subrip", JSON)
+_PLAIN = "text/plain"
+_TEXT_TYPES = (_PLAIN, "text/vtt", "text/srt", "application/x-subrip", JSON)
+_VERBOSE = frozenset({"task", "language", "duration", "words", "segments"})
+"""What an answer has beside its text when its length was asked for, too."""
 _TRUE, _FALSE = frozenset({"true", "1"}), frozenset({"false", "0", ""})
 _READ = frozenset({"model", "stream", "response_format"})
 
@@ -79,6 +83,8 @@ async def prepare_audio(request: Request, catalog: Catalog, endpoint: str) -> Pr
     size_bytes = sum(utf8_bytes(value) for name, value in form.fields if name not in _READ)
     usual = ceil_div(length.typical_ms * TOKENS_PER_S, 1000)
     most = ceil_div(length.most_ms * MOST_TOKENS_PER_S, 1000) + size_bytes + TOKENS_PER_REQUEST
+    blind = bool(model.price.per_audio_minute) and not length.measured
+    asked = answer if stream else _asked_of_upstream(answer, blind)
     bound = min(most, model.context_length)
     if stream:
         accept: tuple[str, ...] = (EVENT_STREAM, JSON)  # some models do not stream
@@ -88,7 +94,7 @@ async def prepare_audio(request: Request, catalog: Catalog, endpoint: str) -> Pr
         model=model,
         endpoint=endpoint,
         path=f"/audio/{endpoint}",
-        payload=FormPayload(form),
+        payload=FormPayload(form, model, {} if asked == answer else {"response_format": asked}),
         stream=stream,
         # those who count seconds round up
         most=Usage(bound, model.max_output_tokens, audio_ms=ceil_div(length.most_ms, 1000) * 1000),
@@ -97,7 +103,8 @@ async def prepare_audio(request: Request, catalog: Catalog, endpoint: str) -> Pr
             source="estimated",
             audio_ms=length.typical_ms,
         ),
-        make_meter=partial(_meter, text=answer in _TEXTS),
+        make_meter=partial(_meter, answer=answer),
+        content_type=_PLAIN if answer == "text" and not stream else None,
         change_in_stream=wants_change_in_stream(request),
         accept=accept,
     )
@@ -110,10 +117,43 @@ def _flag(form: Form, name: str) -> bool:
     return value in _TRUE
 
 
-def _meter(call: PreparedCall, text: bool) -> Meter:
+def _asked_of_upstream(answer: str, blind: bool) -> str:
+    """The format that brings a count, if there is one from which ``answer`` can be made.
+
+    Args:
+        blind: the length is charged, and the file does not show it. Servers that cannot tell it
+            refuse this format, and then nothing is charged.
+    """
+    if answer in ("json", "text") and blind:
+        return "verbose_json"
+    return "json" if answer == "text" else answer
+
+
+def _meter(call: PreparedCall, answer: str) -> Meter:
     if call.stream:
         return MediaStreamMeter(call, _count, _document_meter)
-    return BytesMeter(call, _read_text, may_be_empty=True) if text else _document_meter(call)
+    if answer == "text":
+        return _TextMeter(call, _read_text, may_be_empty=True)
+    if answer in _TEXTS:
+        return BytesMeter(call, _read_text, may_be_empty=True)
+    return _BriefMeter(call, _read_document, NAMES) if answer == "json" else _document_meter(call)
+
+
+class _TextMeter(BytesMeter):
+    """The text of a JSON answer; what is no JSON passes as it is."""
+
+    def finish(self, cost: Msat, change: str | None) -> bytes:
+        data = super().finish(cost, change)
+        text = _document(data).get("text")
+        return text.encode() + b"\n" if isinstance(text, str) else data
+
+
+class _BriefMeter(DocumentMeter):
+    """A JSON answer without what its client has not asked for."""
+
+    def finish(self, cost: Msat, change: str | None) -> bytes:
+        document = _document(super().finish(cost, change))
+        return orjson.dumps({k: v for k, v in document.items() if k not in _VERBOSE})
 
 
 def _document_meter(call: PreparedCall) -> Meter:
@@ -133,14 +173,19 @@ def _read_document(call: PreparedCall, document: Mapping[str, Any]) -> Usage:
 
 
 def _read_text(call: PreparedCall, data: bytes) -> Usage:
-    if data[:1] == b"{":  # a server that knows no other format
-        try:
-            document = orjson.loads(data)
-        except orjson.JSONDecodeError:
-            document = None
-        if isinstance(document, dict):
-            return _read_document(call, document)
-    return _count(call, Seen(text_bytes=len(data)))
+    document = _document(data)
+    return _read_document(call, document) if document else _count(call, Seen(text_bytes=len(data)))
+
+
+def _document(data: bytes) -> dict[str, Any]:
+    """The object that ``data`` is; empty when it is none."""
+    if data[:1] != b"{":
+        return {}
+    try:
+        document = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return {}
+    return document if isinstance(document, dict) else {}
 
 
 def _duration_ms(value: object) -> int | None:

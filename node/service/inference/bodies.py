@@ -13,7 +13,7 @@ import orjson
 
 from node.core.money import Msat
 from node.core.usage import Usage
-from node.errors import UpstreamFailed
+from node.errors import AnswerTooLarge, UpstreamFailed
 from node.service.inference.call import PreparedCall
 from node.service.inference.metering import MAX_REPLY_BYTES, BodyMeter
 
@@ -30,6 +30,7 @@ class DocumentMeter(BodyMeter):
 
     Args:
         names: of the counts of input and output in this dialect; the latter may be absent.
+        only_usage: ``read`` looks at nothing but ``usage``.
     """
 
     def __init__(
@@ -38,9 +39,10 @@ class DocumentMeter(BodyMeter):
         read: ReadDocument,
         names: tuple[str, str | None],
         *,
+        only_usage: bool = False,
         max_reply_bytes: int = MAX_REPLY_BYTES,
     ) -> None:
-        super().__init__(call, max_reply_bytes=max_reply_bytes)
+        super().__init__(call, only_usage=only_usage, max_reply_bytes=max_reply_bytes)
         self._read = read
         self._names = names
 
@@ -49,9 +51,8 @@ class DocumentMeter(BodyMeter):
 
     def finish(self, cost: Msat, change: str | None) -> bytes:
         """The answer with ``usage.cost``; change travels outside of it."""
-        document = self._document()
-        field = usage_field(document.get("usage"), self.usage(), cost, self._names)
-        return orjson.dumps({**document, "usage": field})
+        given = self._document().get("usage")
+        return self.with_usage(usage_field(given, self.usage(), cost, self._names))
 
 
 class BytesMeter:
@@ -75,6 +76,7 @@ class BytesMeter:
         self._may_be_empty = may_be_empty
         self._max_reply_bytes = max_reply_bytes
         self._buffer = bytearray()
+        self._counted: Usage | None = None
         self._ended = False
         self._failure: UpstreamFailed | None = None
 
@@ -96,15 +98,17 @@ class BytesMeter:
         if not data:
             self._ended = True
         if len(self._buffer) + len(data) > self._max_reply_bytes:
-            raise UpstreamFailed(private="the answer is too large")
+            raise AnswerTooLarge(private="the answer is too large")
         self._buffer += data
         return b""
 
     def usage(self) -> Usage:
-        return self._read(self._call, bytes(self._buffer))
+        return self._counted or self._read(self._call, bytes(self._buffer))
 
     def finish(self, cost: Msat, change: str | None) -> bytes:
-        return bytes(self._buffer)
+        self._counted = self.usage()
+        body, self._buffer = bytes(self._buffer), bytearray()
+        return body
 
     def cut(self, cost: Msat, change: str | None) -> bytes:
         return b""

@@ -15,6 +15,7 @@ from node.core.money import Msat
 from node.core.usage import Usage
 from node.errors import InvalidJson, InvalidValue, UpstreamFailed
 from node.ports import Payload
+from node.service.inference.checks import refuse_file_ids, with_fixed
 
 JSON = "application/json"
 EVENT_STREAM = "text/event-stream"
@@ -78,6 +79,8 @@ class PreparedCall:
     """The client asked for the usage chunk of the stream."""
     change_in_stream: bool = False
     """The client takes its change in the last chunk (``X-Cashu-Change: event``)."""
+    content_type: str | None = None
+    """What the client gets, when the meter makes that of an answer of another type."""
     accept: tuple[str, ...] = (JSON,)
     """Content types the answer may have; one that ends in ``/`` stands for all of its kind."""
     headers: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
@@ -89,10 +92,19 @@ Prepare = Callable[[Request, Catalog], PreparedCall | Awaitable[PreparedCall]]
 long to read gives others their turn in between."""
 
 
-_ROUTING = ("models", "route", "provider", "preset")
-"""By these a client of a router (OpenRouter) names other models or servers, dearer ones too, on the
-operator's account. The choice is made here, so they are left out."""
-_EXTRAS = ("plugins", "web_search_options", "data_sources")
+_NOT_THE_CLIENTS = frozenset({
+    # other models or servers, dearer ones too, on the operator's account (OpenRouter, LiteLLM)
+    "models", "route", "provider", "preset", "fallbacks", "model_group", "api_base", "base_url",
+    "api_key", "api_version", "custom_llm_provider", "extra_body", "extra_headers", "headers",
+    # other names for the limits that are set here (llama.cpp, Ollama, text-generation-webui, TGI)
+    "n_predict", "num_predict", "max_new_tokens", "auto_max_new_tokens", "max_length",
+    "max_gen_len", "n_cmpl", "options",
+})  # fmt: skip
+"""What is decided here; it is left out of what the upstream gets."""
+_EXTRAS = (
+    "plugins", "web_search_options", "data_sources", "search_parameters", "enable_search",
+    "web_search",
+)  # fmt: skip
 """What a server does for these costs a fee of its own, which no usage shows."""
 DEAR_TIERS = frozenset({"priority", "fast", "scale"})
 
@@ -108,24 +120,24 @@ def sold(document: dict[str, Any]) -> dict[str, Any]:
     tier = document.get("service_tier")
     if isinstance(tier, str) and tier in DEAR_TIERS:
         raise InvalidValue("this service tier is not sold here", param="service_tier")
-    if any(name in document for name in _ROUTING):
-        return {name: value for name, value in document.items() if name not in _ROUTING}
-    return document
+    if _NOT_THE_CLIENTS.isdisjoint(document):
+        return document
+    return {name: value for name, value in document.items() if name not in _NOT_THE_CLIENTS}
 
 
 class JsonPayload:
     """A JSON request.
 
-    Raises InvalidJson when ``document`` is nested too deeply to be written, and what ``sold``
-    raises.
+    Raises InvalidJson when ``document`` is nested too deeply to be written, and what ``sold``,
+    ``with_fixed`` and ``refuse_file_ids`` raise.
     """
 
     content_type = JSON
 
     def __init__(self, document: dict[str, Any], model: Model) -> None:
-        self.document = sold(document)
+        self.document = with_fixed(sold(document), model)
         self._encoded: tuple[str, bytes] | None = None
-        self.encode(model.backends[0].upstream_id)
+        refuse_file_ids(self.document, self.encode(model.backends[0].upstream_id))
 
     def encode(self, upstream_id: str) -> bytes:
         """The body for an upstream that calls the model so."""
@@ -152,6 +164,43 @@ def model_for(catalog: Catalog, model_id: object, endpoint: str) -> Model:
             f"this model is not sold for {endpoint}, but for {offered}", param="model"
         )
     return model
+
+
+def refuse_long_caches(request: Request, document: object) -> None:
+    """Anthropic asks more for what is cached for an hour than one price for cache writes covers.
+
+    Raises InvalidValue.
+    """
+    if b'"1h"' not in request.body:
+        return
+    level = [document]
+    while level:
+        inner: list[object] = []
+        for item in level:
+            if isinstance(item, dict):
+                mark = item.get("cache_control")
+                if isinstance(mark, dict) and mark.get("ttl") == "1h":
+                    raise InvalidValue("caches of an hour are not sold here", param="cache_control")
+                inner.extend(item.values())
+            elif isinstance(item, list):
+                inner.extend(item)
+        level = inner
+
+
+def prompt_bound(model: Model, bound: int, typical: int, *, unseen: bool = False) -> int:
+    """How many tokens a prompt may come to: no more than a backend of the model takes at once.
+
+    A prompt that looks longer than that is held at what its bytes may be: then a context is
+    larger than this node was told, or the upstream refuses it.
+
+    Args:
+        bound, typical: of the estimate.
+        unseen: parts of it cannot be measured from here.
+    """
+    context = model.largest_context
+    if unseen:
+        return max(context, typical)
+    return bound if typical > context else min(bound, context)
 
 
 def wants_change_in_stream(request: Request) -> bool:

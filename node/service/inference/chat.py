@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from node.core.catalog import Catalog
+from typing import Any
+
+from node.core.catalog import Catalog, Model
 from node.core.exchange import Request
 from node.core.usage import Usage
-from node.errors import ContextLengthExceeded
+from node.errors import ContextLengthExceeded, InvalidValue
 from node.service.inference.call import (
     EVENT_STREAM,
     JSON,
     JsonPayload,
     PreparedCall,
     model_for,
+    prompt_bound,
+    refuse_long_caches,
     wants_change_in_stream,
 )
 from node.service.inference.estimate import MAX_BYTES_PER_TOKEN, estimate_prompt
 from node.service.inference.fields import ask_for_usage, flag, limit_output, optional_int
 from node.service.inference.metering import meter_for
+from node.service.inference.sizes import fit_chat
 from node.service.json_body import json_object
 
 MAX_CHOICES = 128
@@ -37,6 +42,8 @@ def prepare_chat(request: Request, catalog: Catalog) -> PreparedCall:
     """
     document = json_object(request)
     model = model_for(catalog, document.get("model"), "chat")
+    refuse_long_caches(request, document)
+    _check_modalities(document, model)
     estimate = estimate_prompt(document)
     if estimate.content_bytes > model.context_length * MAX_BYTES_PER_TOKEN:
         raise ContextLengthExceeded(
@@ -44,11 +51,13 @@ def prepare_chat(request: Request, catalog: Catalog) -> PreparedCall:
         )
     stream = flag(document, "stream")
     include_usage = ask_for_usage(document) if stream else False
+    choices = optional_int(document, "n", most=MAX_CHOICES) or 1
+    if not stream:
+        fit_chat(document, model, choices)
     per_choice = limit_output(
         document, model, ("max_completion_tokens", "max_tokens"), default="max_tokens"
     )
-    choices = optional_int(document, "n", most=MAX_CHOICES) or 1
-    bound = min(model.context_length if estimate.unseen else estimate.bound, model.context_length)
+    bound = prompt_bound(model, estimate.bound, estimate.typical, unseen=estimate.unseen)
     return PreparedCall(
         model=model,
         endpoint="chat",
@@ -62,3 +71,15 @@ def prepare_chat(request: Request, catalog: Catalog) -> PreparedCall:
         change_in_stream=wants_change_in_stream(request),
         accept=(EVENT_STREAM,) if stream else (JSON,),
     )
+
+
+def _check_modalities(document: dict[str, Any], model: Model) -> None:
+    """Sound and images are dearer than text: only models sold with them give them."""
+    wanted = document.get("modalities")
+    if wanted is None:
+        return
+    if not isinstance(wanted, list):
+        raise InvalidValue("modalities must be a list", param="modalities")
+    for kind in wanted:
+        if kind != "text" and kind not in model.output_modalities:
+            raise InvalidValue("this model is sold for text", param="modalities")

@@ -26,6 +26,7 @@ from node.service.inference.inputs import (
     other_fields,
 )
 from node.service.inference.metering import meter_for
+from node.service.inference.sizes import check_completion
 from node.service.json_body import json_object
 
 MAX_PROMPTS = 2048
@@ -71,6 +72,10 @@ def prepare_completion(request: Request, catalog: Catalog) -> PreparedCall:
     generated = limit * choices * len(prompts)
     if flag(document, "echo"):  # some count what they repeat
         generated += bound * choices
+    if not stream:
+        read = sum(prompt.typical for prompt in prompts) if flag(document, "echo") else 0
+        shown = optional_int(document, "n", most=MAX_CHOICES) or 1
+        check_completion(document, (limit * len(prompts) + read) * shown)
     return PreparedCall(
         model=model,
         endpoint="completions",
@@ -100,12 +105,12 @@ def _suffix(document: dict[str, Any]) -> int:
 
 
 def _limit(document: dict[str, Any], model: Model) -> int:
-    """Give the upstream an output limit; 0 is one, for those who want the prompt's logprobs."""
+    """Give the upstream an output limit, in tokens: 1 for 0, which some take for no limit."""
     wanted = document.get("max_tokens")
     if wanted is None:
         wanted = DEFAULT_MAX_TOKENS
     if type(wanted) is not int or wanted < 0:
         raise InvalidValue("max_tokens must be an integer of at least 0", param="max_tokens")
-    limit = min(wanted, model.max_output_tokens)
+    limit = max(1, min(wanted, model.max_output_tokens))
     document["max_tokens"] = limit
     return limit

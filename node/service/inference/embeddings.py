@@ -15,6 +15,7 @@ from node.service.inference.inputs import (
     other_fields,
     read_input_usage,
 )
+from node.service.inference.sizes import check_vectors
 from node.service.json_body import json_object
 
 MAX_INPUTS = 2048
@@ -35,6 +36,7 @@ def prepare_embeddings(request: Request, catalog: Catalog) -> PreparedCall:
     document = json_object(request, max_structure=MAX_STRUCTURE)
     model = model_for(catalog, document.get("model"), "embeddings")
     inputs = measure_inputs(document.get("input"), "input", MAX_INPUTS)
+    check_vectors(document, len(inputs))
     context = model.context_length
     if not isinstance(document.get("truncate_prompt_tokens"), int) and not document.get("truncate"):
         check_context(inputs, context, "input")
@@ -48,5 +50,7 @@ def prepare_embeddings(request: Request, catalog: Catalog) -> PreparedCall:
         stream=False,
         most=Usage(sum(min(measured.bound + beside, context) for measured in within)),
         typical=Usage(sum(measured.typical for measured in within), source="estimated"),
-        make_meter=partial(DocumentMeter, read=read_input_usage, names=("prompt_tokens", None)),
+        make_meter=partial(
+            DocumentMeter, read=read_input_usage, names=("prompt_tokens", None), only_usage=True
+        ),
     )

@@ -36,21 +36,17 @@ def limit_output(
 
     Args:
         names: of the fields the dialect has for it.
-        default: the one used when the client has used none.
+        default: the one that goes out, whichever the client has used: servers ignore those they
+            do not know, and then nothing bounds the answer.
 
     Raises InvalidValue.
     """
-    wanted = {name: optional_int(document, name) for name in names}
-    limit = min([model.max_output_tokens, *(value for value in wanted.values() if value)])
-    used = [name for name, value in wanted.items() if value] or [default]
+    wanted = [optional_int(document, name) for name in names]
+    limit = min([model.max_output_tokens, *(value for value in wanted if value)])
     for name in names:
-        if name in used:
-            document[name] = limit
-        else:
-            document.pop(name, None)
-    if model.max_completion_tokens_only and "max_completion_tokens" in names:
-        document.pop("max_tokens", None)
-        document["max_completion_tokens"] = limit
+        document.pop(name, None)
+    newer = model.max_completion_tokens_only and "max_completion_tokens" in names
+    document["max_completion_tokens" if newer else default] = limit
     return limit
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import structlog
+
 from node.core.catalog import Catalog, Model
 from node.core.exchange import Request
 from node.core.money import ceil_div
@@ -21,11 +23,13 @@ from node.service.inference.call import (
     model_for,
     wants_change_in_stream,
 )
+from node.service.inference.checks import with_fixed
 from node.service.inference.estimate import BYTES_PER_TOKEN, TOKENS_PER_REQUEST, utf8_bytes
 from node.service.inference.fields import flag, optional_int
 from node.service.inference.inputs import other_fields
 from node.service.inference.media import (
     NAMES,
+    Count,
     MediaStreamMeter,
     Seen,
     counted,
@@ -33,6 +37,8 @@ from node.service.inference.media import (
     with_estimates,
 )
 from node.service.json_body import json_object
+
+log = structlog.get_logger()
 
 MAX_IMAGES = 10
 """Largest ``n``."""
@@ -43,6 +49,11 @@ PARTIAL_IMAGE_TOKENS = 100
 _TOKENS = {"low": 272, "medium": 1056, "high": 4160}
 """Of a square image of 1024 pixels, by quality."""
 _SQUARE = 1024 * 1024
+_OTHER_COUNTS = (
+    "num_images", "num_images_per_prompt", "num_outputs", "batch_size", "batch_count", "samples",
+    "n_iter", "num_samples",
+)  # fmt: skip
+"""Names that servers have for ``n``, which alone is counted."""
 _NOT_PROMPT = frozenset({
     "prompt", "model", "n", "size", "quality", "stream", "partial_images", "response_format",
     "background", "moderation", "output_compression", "output_format", "user", "style", "seed",
@@ -59,6 +70,9 @@ def prepare_image(request: Request, catalog: Catalog) -> PreparedCall:
     """
     document = json_object(request)
     model = model_for(catalog, document.get("model"), "images")
+    for name in _OTHER_COUNTS:
+        document.pop(name, None)
+    document = with_fixed(document, model)
     prompt = document.get("prompt")
     if not isinstance(prompt, str) or not prompt:
         raise InvalidValue("prompt must be a text", param="prompt")
@@ -69,7 +83,7 @@ def prepare_image(request: Request, catalog: Catalog) -> PreparedCall:
         optional_text(document, name)
     if document.get("response_format") not in (None, "url", "b64_json"):
         raise InvalidValue("response_format must be url or b64_json", param="response_format")
-    count = partial(_count, most=images, tokens=_usual_tokens(document, model))
+    count = _Counter(images, _usual_tokens(document, model))
     size_bytes = utf8_bytes(prompt)
     per_image = model.max_output_tokens + partials * PARTIAL_IMAGE_TOKENS
     return PreparedCall(
@@ -112,15 +126,14 @@ def _usual_tokens(document: Mapping[str, Any], model: Model) -> int:
     return min(ceil_div(tokens * area, _SQUARE), model.max_output_tokens)
 
 
-def _meter(call: PreparedCall, count: partial[Usage]) -> Meter:
+def _meter(call: PreparedCall, count: Count) -> Meter:
     whole = partial(_body_meter, count=count)
     return MediaStreamMeter(call, count, whole) if call.stream else whole(call)
 
 
-def _body_meter(call: PreparedCall, count: partial[Usage]) -> Meter:
+def _body_meter(call: PreparedCall, count: Count) -> Meter:
     def read(call: PreparedCall, document: Mapping[str, Any]) -> Usage:
-        usage: Usage = count(call, Seen(counted(document.get("usage")), _made(document)))
-        return usage
+        return count(call, Seen(counted(document.get("usage")), _made(document)))
 
     return DocumentMeter(call, read, NAMES)
 
@@ -136,14 +149,36 @@ def _made(document: Mapping[str, Any]) -> int:
     )
 
 
-def _count(call: PreparedCall, seen: Seen, most: int, tokens: int) -> Usage:
-    images = min(seen.images, most)
-    usage = with_estimates(call, seen.counted, output_tokens=images * tokens, audio_ms=0)
-    return Usage(
-        usage.prompt_tokens,
-        usage.completion_tokens,
-        usage.source,
-        usage.cached_tokens,
-        reasoning_tokens=usage.reasoning_tokens,
-        images=images,
-    )
+class _Counter:
+    """Counts the images of one answer.
+
+    Args:
+        most: images that were asked for, and money was set aside for.
+        tokens: of one image, when the upstream does not say.
+    """
+
+    def __init__(self, most: int, tokens: int) -> None:
+        self._most = most
+        self._tokens = tokens
+        self._told = False
+
+    def __call__(self, call: PreparedCall, seen: Seen) -> Usage:
+        if seen.images > self._most and not self._told:
+            # the operator pays for them, and someone has found out how to ask for them
+            self._told = True
+            log.error(
+                "more_images_than_asked_for",
+                model=call.model.id,
+                asked=self._most,
+                made=seen.images,
+            )
+        images = min(seen.images, self._most)
+        usage = with_estimates(call, seen.counted, output_tokens=images * self._tokens, audio_ms=0)
+        return Usage(
+            usage.prompt_tokens,
+            usage.completion_tokens,
+            usage.source,
+            usage.cached_tokens,
+            reasoning_tokens=usage.reasoning_tokens,
+            images=images,
+        )

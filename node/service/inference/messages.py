@@ -17,6 +17,8 @@ from node.service.inference.call import (
     JsonPayload,
     PreparedCall,
     model_for,
+    prompt_bound,
+    refuse_long_caches,
     wants_change_in_stream,
 )
 from node.service.inference.estimate import (
@@ -69,6 +71,7 @@ def prepare_messages(request: Request, catalog: Catalog) -> PreparedCall:
     """
     document = json_object(request)
     model = model_for(catalog, document.get("model"), "messages")
+    refuse_long_caches(request, document)
     _refuse_what_is_dear(document)
     estimate = _estimate(document)
     if estimate.content_bytes > model.context_length * MAX_BYTES_PER_TOKEN:
@@ -77,7 +80,7 @@ def prepare_messages(request: Request, catalog: Catalog) -> PreparedCall:
         )
     stream = flag(document, "stream")
     most = _limit_output(document, model)
-    bound = min(model.context_length if estimate.unseen else estimate.bound, model.context_length)
+    bound = prompt_bound(model, estimate.bound, estimate.typical, unseen=estimate.unseen)
     return PreparedCall(
         model=model,
         endpoint="messages",

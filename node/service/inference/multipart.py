@@ -7,6 +7,7 @@ together, there is one way to read ours.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 import secrets
 from collections.abc import Mapping
@@ -15,8 +16,11 @@ from dataclasses import dataclass, field
 from aiohttp import BodyPartReader, MultipartReader, StreamReader
 from aiohttp.base_protocol import BaseProtocol
 
+from node.core.catalog import Model
 from node.core.exchange import Request
 from node.errors import InvalidValue, NodeError, RequestTooLarge, UnsupportedMedia
+from node.service.inference.call import sold
+from node.service.inference.checks import check_fixed, form_value
 
 MAX_PARTS = 64
 MAX_FIELD_BYTES = 64 << 10
@@ -141,6 +145,22 @@ async def _read_field(part: BodyPartReader, name: str) -> str:
         raise InvalidValue("a field must be UTF-8", param=name) from None
 
 
+def form_digest(content_type: str, body: bytes) -> str | None:
+    """A digest of the parts of a form, in hexadecimal: clients choose another boundary each time.
+
+    None for what is not a form.
+    """
+    try:
+        checked = _check_content_type(content_type)
+    except UnsupportedMedia:
+        return None
+    digest = hashlib.sha256()
+    for part in body.split(b"--" + checked.partition('"')[2][:-1].encode()):
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.hexdigest()
+
+
 def _check_content_type(value: str) -> str:
     """The content type in one spelling; its boundary is checked."""
     media_type, *parameters = value.split(";")
@@ -186,15 +206,22 @@ class FormPayload:
 
     Args:
         replaced: fields that are ours to say, in the place of the client's.
+
+    Raises what ``call.sold`` and ``checks.check_fixed`` raise.
     """
 
-    def __init__(self, form: Form, replaced: Mapping[str, str] | None = None) -> None:
+    def __init__(self, form: Form, model: Model, replaced: Mapping[str, str] | None = None) -> None:
         self._file = form.file
-        self._replaced = dict(replaced or {})
+        fixed = {name: form_value(value) for name, value in model.fixed.items()}
+        self._replaced = fixed | dict(replaced or {})
+        kept: set[str] = set()
+        for name, value in form.fields:  # one by one, for a field may be given more than once
+            check_fixed({name: value}, model)
+            kept |= sold({name: value}).keys()
         self._fields = tuple(
             (name, value)
             for name, value in form.fields
-            if name != "model" and name not in self._replaced
+            if name in kept and name != "model" and name not in self._replaced
         )
         self._boundary = secrets.token_hex(16)
 

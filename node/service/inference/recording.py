@@ -1,18 +1,18 @@
 """How long a recording is, before anyone has listened to it.
 
-Two numbers, as for prompts: ``typical`` is what the file says of itself and is charged when the
-model server does not tell; ``most`` sizes the hold and must not believe it, since the server that
-is paid by the minute decodes what is there.
+Two numbers, as for prompts: ``typical`` is charged when the model server does not tell, ``most``
+sizes the hold. Neither is what the file says of itself, since that is its sender's word; the
+server that is paid by the minute decodes what is there.
 
 | format | typical | most |
 |---|---|---|
 | WAV with PCM, float, A-law or µ-law | exact | all bytes as samples |
-| Ogg | position of the last page | every packet as the longest of Opus, 120 ms |
-| MP3 | by its frames, the rest alike | 8 kbit/s, the least a frame can have |
-| MP4 (M4A) | the header's word | every packet as the longest of AAC, 279 ms |
-| WebM | 32 kbit/s | every packet as the longest of Opus |
-| FLAC | the header's word | LEAST_BITS_PER_S |
-| others, and other codecs in these | 32 kbit/s | LEAST_BITS_PER_S |
+| Ogg, WebM with Opus | by its packets | every packet as the longest, 120 ms |
+| Ogg with Vorbis | position of the last page; half of the most at least | every packet as long |
+| MP3 | by its frames | 8 kbit/s, the least a frame can have |
+| MP4 (M4A) with AAC | by its packets | every packet as the longest, 279 ms |
+| FLAC, AAC in ADTS | by its frames | LEAST_BITS_PER_S |
+| others, and other codecs in these | the most | LEAST_BITS_PER_S |
 
 Silence takes next to nothing in the last two lines: two bytes of Opus are 120 ms. No answer to a
 recording of more than LONGEST_MS comes within the deadlines of an upstream.
@@ -23,17 +23,15 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from node.service.inference.containers import mp4_most_ms, ogg_most_ms, webm_most_ms
+from node.service.inference import containers, mp4
+from node.service.inference.frames import MP3_LEAST_BITS_PER_S, adts_ms, flac_ms, mp3_ms
 
 LEAST_BITS_PER_S = 200
 """Opus in its longest, emptiest packets with the container around them takes 200 bits a second;
 codecs for radio have more."""
-USUAL_BITS_PER_S = 32_000
-MP3_LEAST_BITS_PER_S = 8_000
 LONGEST_MS = 12 * 3_600_000
 """Twelve hours: 240 times real time for the three minutes that an answer may take to begin."""
 
-_MAX_FRAMES = 20_000
 _MAX_CHUNKS = 64
 
 
@@ -43,6 +41,8 @@ class Length:
 
     typical_ms: int
     most_ms: int
+    measured: bool = True
+    """False: the file does not show how long it is, and both are the most that it can be."""
 
 
 def measure(data: bytes) -> Length:
@@ -52,24 +52,30 @@ def measure(data: bytes) -> Length:
         if exact is not None:
             return exact
     most = min(_at(data, LEAST_BITS_PER_S), LONGEST_MS)
-    typical: int | None = None
+    real, bound = _measured(data)
+    if bound is not None:
+        most = min(most, bound)
+    return Length(most, most, measured=False) if real is None else Length(min(real, most), most)
+
+
+def _measured(data: bytes) -> tuple[int | None, int | None]:
+    """(what it is, the most it can be), in milliseconds where the file shows it."""
     if data[:4] == b"OggS":
-        typical = _ogg(data)
-        most = min(most, ogg_most_ms(data) or most)
-    elif data[:3] == b"ID3" or (data[:1] == b"\xff" and data[1:2] >= b"\xe0"):
-        typical = _mp3(data)
-        if typical is not None:
-            most = min(most, _at(data, MP3_LEAST_BITS_PER_S))
-    elif data[:4] == b"fLaC":
-        typical = _flac(data)
-    elif data[4:8] == b"ftyp":
-        typical = _mp4(data)
-        most = min(most, mp4_most_ms(data) or most)
-    elif data[:4] == b"\x1aE\xdf\xa3":
-        most = min(most, webm_most_ms(data) or most)
-    if typical is None:
-        typical = _at(data, USUAL_BITS_PER_S)
-    return Length(min(typical, most), most)
+        sound = containers.ogg(data)
+        return sound.real_ms, sound.most_ms
+    if data[:4] == b"\x1aE\xdf\xa3":
+        sound = containers.webm(data)
+        return sound.real_ms, sound.most_ms
+    if data[4:8] == b"ftyp":
+        return mp4.real_ms(data), mp4.most_ms(data)
+    if data[:4] == b"fLaC":
+        return flac_ms(data), None
+    if data[:1] == b"\xff" and data[1:2] in (b"\xf0", b"\xf1", b"\xf8", b"\xf9"):
+        return adts_ms(data), None
+    if data[:3] == b"ID3" or (data[:1] == b"\xff" and data[1:2] >= b"\xe0"):
+        real = mp3_ms(data)
+        return real, None if real is None else _at(data, MP3_LEAST_BITS_PER_S)
+    return None, None
 
 
 def _at(data: bytes, bits_per_s: int) -> int:
@@ -77,23 +83,35 @@ def _at(data: bytes, bits_per_s: int) -> int:
 
 
 def _wav(data: bytes) -> Length | None:
-    """Exactly; None when it is not what decoders take as samples of a fixed size."""
-    position, bytes_per_s = 12, 0
+    """Exactly; None when it is not what decoders take as samples of a fixed size.
+
+    Some decoders take what follows the first samples for more of them, so all of that is counted
+    that is not a chunk with another name.
+    """
+    position, bytes_per_s, sound_bytes, first = 12, 0, 0, 0
     for _ in range(_MAX_CHUNKS):
         if position + 8 > len(data):
-            return None
+            break
         name, size = data[position : position + 4], _u32(data, position + 4)
         position += 8
         if name == b"fmt ":
+            if bytes_per_s:
+                return None  # of two nobody knows which one is taken
             bytes_per_s = _wav_bytes_per_s(data[position : position + min(size, 40)])
         elif name == b"data":
-            rest = len(data) - position
+            first = first or position
             if not bytes_per_s:
                 return None
-            said = size if 0 < size <= rest else rest
-            return Length(-(-said * 1000 // bytes_per_s), -(-rest * 1000 // bytes_per_s))
+            rest = len(data) - position
+            size = size if 0 < size <= rest else rest
+            sound_bytes += size
         position += size + size % 2
-    return None
+    else:
+        sound_bytes += max(0, len(data) - position)
+    if not first:
+        return None
+    rest = len(data) - first
+    return Length(-(-min(sound_bytes, rest) * 1000 // bytes_per_s), -(-rest * 1000 // bytes_per_s))
 
 
 def _wav_bytes_per_s(fmt: bytes) -> int:
@@ -108,83 +126,6 @@ def _wav_bytes_per_s(fmt: bytes) -> int:
     if block != channels * bits // 8:
         return 0
     return int(channels * rate * bits // 8)
-
-
-def _ogg(data: bytes) -> int | None:
-    """Where the last page ends, in samples of Opus or Vorbis."""
-    last = data.rfind(b"OggS")
-    if last + 14 > len(data):
-        return None
-    position = int.from_bytes(data[last + 6 : last + 14], "little", signed=True)
-    head = data[:512]
-    if b"OpusHead" in head:
-        rate = 48_000
-    else:
-        vorbis = head.find(b"\x01vorbis")
-        rate = _u32(head, vorbis + 12) if 0 <= vorbis <= len(head) - 16 else 0
-    if position <= 0 or not rate:
-        return None
-    return position * 1000 // rate
-
-
-_MP3_KBITS = (
-    (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
-    (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
-)
-_MP3_RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
-
-
-def _mp3(data: bytes) -> int | None:
-    """By the frames; None when there is none where the first should be."""
-    position = 0
-    if data[:3] == b"ID3" and len(data) >= 10:
-        size = 0
-        for byte in data[6:10]:
-            size = size << 7 | byte & 0x7F
-        position = 10 + size
-    start, duration_s = position, 0.0
-    for _ in range(_MAX_FRAMES):
-        frame = _mp3_frame(data[position : position + 4])
-        if frame is None:
-            break
-        size, seconds = frame
-        position += size
-        duration_s += seconds
-    if position == start:
-        return None
-    return int(1000 * duration_s * max(1.0, (len(data) - start) / (position - start)))
-
-
-def _mp3_frame(head: bytes) -> tuple[int, float] | None:
-    """(bytes, seconds) of a frame of layer III."""
-    if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE6 != 0xE2:
-        return None
-    version, bitrate, rate = head[1] >> 3 & 3, head[2] >> 4, head[2] >> 2 & 3
-    if version == 1 or bitrate in (0, 15) or rate == 3:
-        return None
-    hertz = _MP3_RATES[version][rate]
-    bits_per_s = 1000 * _MP3_KBITS[0 if version == 3 else 1][bitrate]
-    samples = 1152 if version == 3 else 576
-    return samples // 8 * bits_per_s // hertz + (head[2] >> 1 & 1), samples / hertz
-
-
-def _flac(data: bytes) -> int | None:
-    if len(data) < 26:
-        return None
-    packed = int.from_bytes(data[18:26], "big")
-    rate, samples = packed >> 44, packed & 0xF_FFFF_FFFF
-    return samples * 1000 // rate if rate and samples else None
-
-
-def _mp4(data: bytes) -> int | None:
-    at = data.find(b"mvhd")
-    if at < 0 or at + 36 > len(data):
-        return None
-    if data[at + 4] == 1:
-        scale, duration = struct.unpack_from(">IQ", data, at + 24)
-    else:
-        scale, duration = struct.unpack_from(">II", data, at + 16)
-    return int(duration * 1000 // scale) if scale and duration else None
 
 
 def _u32(data: bytes, at: int) -> int:

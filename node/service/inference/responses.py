@@ -23,6 +23,7 @@ from node.service.inference.call import (
     Meter,
     PreparedCall,
     model_for,
+    prompt_bound,
     wants_change_in_stream,
 )
 from node.service.inference.estimate import (
@@ -92,7 +93,9 @@ def prepare_responses(request: Request, catalog: Catalog) -> PreparedCall:
     stream = flag(document, "stream")
     most = limit_output(document, model, ("max_output_tokens",), default="max_output_tokens")
     document["store"] = False
-    bound = min(model.context_length if estimate.unseen else estimate.bound, model.context_length)
+    bound = prompt_bound(model, estimate.bound, estimate.typical, unseen=estimate.unseen)
+    if document.get("truncation") == "auto":
+        bound = min(bound, model.largest_context)
     return PreparedCall(
         model=model,
         endpoint="responses",

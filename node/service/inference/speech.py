@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from node.core.catalog import Catalog
@@ -34,6 +35,9 @@ MOST_MS_PER_CHARACTER = 3000
 """An emoji is read as its name."""
 AUDIO_TOKENS_PER_S = 21
 """Of the model that is sold by the token: 1,250 a minute."""
+
+PCM_BYTES_PER_S = 48_000
+"""Of ``response_format`` pcm: 24,000 samples of 16 bits, one channel."""
 
 _NOT_PROMPT = frozenset({
     "input", "instructions", "model", "voice", "response_format", "speed", "stream_format",
@@ -78,7 +82,7 @@ def prepare_speech(request: Request, catalog: Catalog) -> PreparedCall:
             audio_ms=min(usual_ms, most_ms),
             characters=len(text),
         ),
-        make_meter=_meter,
+        make_meter=partial(_meter, pcm=document.get("response_format") == "pcm"),
         change_in_stream=wants_change_in_stream(request),
         accept=(EVENT_STREAM,) if stream else ("audio/", "application/octet-stream"),
     )
@@ -95,20 +99,27 @@ def _speed(document: Mapping[str, Any]) -> float:
     return float(value)
 
 
-def _meter(call: PreparedCall) -> Meter:
+def _meter(call: PreparedCall, pcm: bool) -> Meter:
     if call.stream:
         return MediaStreamMeter(call, _count_events)
-    return BytesMeter(call, _count_file)
+    return BytesMeter(call, partial(_count_file, pcm=pcm))
 
 
 def _count_events(call: PreparedCall, seen: Seen) -> Usage:
     return _count(call, seen.counted, None)
 
 
-def _count_file(call: PreparedCall, data: bytes) -> Usage:
-    """A file brings no count, but its length can be measured."""
+def _count_file(call: PreparedCall, data: bytes, pcm: bool) -> Usage:
+    """A file brings no count, but the length of most can be measured."""
     wanted = call.model.price.per_audio_minute and data
-    return _count(call, None, measure(data).typical_ms if wanted else None)
+    return _count(call, None, _length_ms(data, pcm) if wanted else None)
+
+
+def _length_ms(data: bytes, pcm: bool) -> int | None:
+    length = measure(data)
+    if length.measured:
+        return length.typical_ms
+    return ceil_div(len(data) * 1000, PCM_BYTES_PER_S) if pcm else None
 
 
 def _count(call: PreparedCall, usage: Usage | None, audio_ms: int | None) -> Usage:

@@ -16,7 +16,7 @@ import orjson
 from node.core.money import Msat
 from node.core.sse import SseEventTooLarge, SseSplitter, event_data, event_name
 from node.core.usage import Usage
-from node.errors import UpstreamFailed
+from node.errors import AnswerTooLarge, UpstreamFailed
 from node.service.inference.call import PreparedCall
 from node.service.inference.metering import (
     MAX_STREAM_EVENT_BYTES,
@@ -79,7 +79,7 @@ class TypedStreamMeter(ABC):
         try:
             raws = self._splitter.feed_raw(data)
         except SseEventTooLarge:
-            raise UpstreamFailed(private="an event of the stream is too large") from None
+            raise AnswerTooLarge(private="an event of the stream is too large") from None
         return b"".join([self._pass(raw) for raw in raws])
 
     @abstractmethod

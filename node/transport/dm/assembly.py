@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from math import ceil
 
 from node.errors import IdempotencyConflict, InvalidValue, RateLimitExceeded, RequestTooLarge
-from node.transport.dm.codec import ReplyPiece, RequestHead, RequestPart
+from node.transport.dm.codec import MAX_NACKS, ReplyPiece, RequestHead, RequestPart
 
 # ------------------------------------------------------------------ requests, at the node
 
@@ -29,7 +29,13 @@ class AssemblyLimits:
     max_requests: int = 512
     max_bytes: int = 128 * 2**20
     deadline_s: float = 60.0
-    """From the first part that arrived."""
+    """From the last new part that arrived."""
+    max_deadline_s: float = 600.0
+    """From the first part: relays may let through a few events a minute only."""
+    nack_s: float = 1.0
+    """Without a new part for so long, the missing ones are asked for; doubles each time."""
+    max_nacks: int = 5
+    """How often, for one request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +66,11 @@ class CompleteRequest:
 
 @dataclass(slots=True)
 class _Assembly:
+    begun_at: float
     deadline: float
-    parts: dict[int, RequestPart]
+    nack_at: float
+    nacks: int = 0
+    parts: dict[int, RequestPart] = field(default_factory=dict)
     size_bytes: int = 0
 
 
@@ -120,6 +129,8 @@ class RequestAssembler:
                 raise IdempotencyConflict
             return None
         self._store(key, assembly, part)
+        assembly.deadline = min(now + limits.deadline_s, assembly.begun_at + limits.max_deadline_s)
+        assembly.nack_at = now + limits.nack_s * 2**assembly.nacks
         if len(assembly.parts) < part.parts:
             self._make_room(key)
             return None
@@ -135,6 +146,23 @@ class RequestAssembler:
             self._forget(key)
         return gone
 
+    def wanting(self, now: float) -> list[tuple[str, RequestPart, tuple[int, ...]]]:
+        """Requests of which no part came for a while and whose sender understands being asked:
+        (sender, one of its parts, the numbers of those that are missing)."""
+        asked = []
+        for (sender, _), assembly in self._open.items():
+            if assembly.nack_at > now or assembly.nacks >= self._limits.max_nacks:
+                continue
+            known = next(iter(assembly.parts.values()), None)
+            if known is None or not known.frames:
+                continue
+            assembly.nacks += 1
+            assembly.nack_at = now + self._limits.nack_s * 2**assembly.nacks
+            gaps = (index for index in range(known.parts) if index not in assembly.parts)
+            missing = tuple(index for index, _ in zip(gaps, range(MAX_NACKS), strict=False))
+            asked.append((sender, known, missing))
+        return asked
+
     def _busy(self, message: str) -> RateLimitExceeded:
         return RateLimitExceeded(message, retry_after_s=ceil(self._limits.deadline_s))
 
@@ -143,7 +171,8 @@ class RequestAssembler:
         if usage[0] >= self._limits.max_sender_requests:
             raise self._busy("too many unfinished requests")
         usage[0] += 1
-        assembly = _Assembly(deadline=now + self._limits.deadline_s, parts={})
+        limits = self._limits
+        assembly = _Assembly(now, now + limits.deadline_s, now + limits.nack_s)
         self._open[key] = assembly
         return assembly
 

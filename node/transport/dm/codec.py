@@ -159,6 +159,18 @@ def parse_reply(content: str) -> ReplyPiece:
         raise BadMessage(error, message_id) from None
 
 
+def parse_answer(content: str) -> ReplyPiece | Nack:
+    """Read the content of a kind 81 rumor: a piece of a reply, or the wish for parts of the
+    request again. Raises BadMessage."""
+    document, message_id = _open(content)
+    if "nack" not in document:
+        return parse_reply(content)
+    try:
+        return Nack(message_id, _seqs(document["nack"]))
+    except NodeError as error:
+        raise BadMessage(error, message_id) from None
+
+
 def _open(content: str) -> tuple[dict[str, Any], str]:
     try:
         document = orjson.loads(content)
@@ -334,8 +346,11 @@ def build_request(
     expires: int | None = None,
     relays: Sequence[str] = (),
     wrap: Sequence[int] = (),
+    part_bytes: int = PART_BYTES,
 ) -> list[str]:
     """The contents of the kind 80 rumors of one request, in order.
+
+    ``part_bytes``: most body bytes of one part.
 
     Raises ValueError when the headers do not fit in one part.
     """
@@ -354,7 +369,7 @@ def build_request(
         "headers": dict(headers),
         "sha256": hashlib.sha256(body).hexdigest(),
     }
-    return _numbered(common, first, body)
+    return _numbered(common, first, body, part_bytes)
 
 
 def build_nack(message_id: str, seqs: Sequence[int]) -> str:
@@ -367,19 +382,29 @@ def build_cancel(message_id: str) -> str:
     return dump({"id": message_id, "cancel": True})
 
 
-def build_reply(message_id: str, status: int, headers: Mapping[str, str], body: bytes) -> list[str]:
+def build_reply(
+    message_id: str,
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    part_bytes: int = PART_BYTES,
+) -> list[str]:
     """The contents of the kind 81 rumors of one plain reply (http2nostr's format), in order.
 
     Raises ValueError when the headers do not fit in one part.
     """
-    return _numbered({"id": message_id}, {"status": status, "headers": dict(headers)}, body)
+    first = {"status": status, "headers": dict(headers)}
+    return _numbered({"id": message_id}, first, body, part_bytes)
 
 
-def _numbered(common: dict[str, Any], first: dict[str, Any], body: bytes) -> list[str]:
+def _numbered(
+    common: dict[str, Any], first: dict[str, Any], body: bytes, part_bytes: int
+) -> list[str]:
     # Part 0 shares its room with the headers, so its body may be shorter than the others'.
-    room = body_room({**common, **first})
+    room = min(body_room({**common, **first}), part_bytes)
     chunks = [body[:room]]
-    chunks += [body[start : start + PART_BYTES] for start in range(room, len(body), PART_BYTES)]
+    chunks += [body[start : start + part_bytes] for start in range(room, len(body), part_bytes)]
     return [
         dump(
             {

@@ -11,6 +11,8 @@ import orjson
 
 PART_BYTES = 16_384
 """Raw body bytes of one part; one such part is an event of 55,122 bytes."""
+MIN_PART_BYTES = 1_024
+"""As small as parts get for relays that refuse larger events."""
 MAX_CONTENT_BYTES = 28_400
 """Escaped content bytes that still fit that same event size (NIP-44 pads in steps, twice)."""
 MAX_HEAD_BYTES = 24_576
@@ -27,9 +29,20 @@ class FrameCutter:
 
     ``feed`` takes body bytes as they come, ``cut`` gives the next frame, ``finish`` the last
     ones. The first frame carries status and headers.
+
+    Args:
+        part_bytes: most body bytes of one frame.
     """
 
-    def __init__(self, message_id: str, status: int, headers: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        message_id: str,
+        status: int,
+        headers: Mapping[str, str],
+        *,
+        part_bytes: int = PART_BYTES,
+    ) -> None:
+        self._part_bytes = part_bytes
         self._id = message_id
         self._first: dict[str, Any] | None = {"status": status, "headers": fitting(headers)}
         self._pending = bytearray()
@@ -44,7 +57,7 @@ class FrameCutter:
     @property
     def full(self) -> bool:
         """True when a frame's worth has gathered."""
-        return len(self._pending) >= PART_BYTES
+        return len(self._pending) >= self._part_bytes
 
     @property
     def begun(self) -> bool:
@@ -72,7 +85,8 @@ class FrameCutter:
 
     def _room(self, extra: dict[str, Any]) -> int:
         try:
-            return body_room({"id": self._id, **(self._first or {}), **extra})
+            fields = {"id": self._id, **(self._first or {}), **extra}
+            return min(body_room(fields), self._part_bytes)
         except ValueError:  # headers and trailers together: two frames
             return -1
 

@@ -76,6 +76,7 @@ class Gate:
         self._unpaid_total = Budget(limits.unpaid_total_per_minute)
         self._errors = Budget(limits.errors_per_minute)
         self._errors_total = Budget(limits.errors_total_per_minute)
+        self._nacks_total = Budget(limits.nacks_total_per_minute)
         self._resends = Budget(limits.resends_per_minute)
         self._payers: OrderedDict[str, float] = OrderedDict()  # until when
 
@@ -127,6 +128,10 @@ class Gate:
     def may_say_error(self, sender: str, now: float) -> bool:
         """Whether an error about an undispatched message is worth a reply."""
         return not (self._errors.take(sender, now) or self._errors_total.take("", now))
+
+    def may_ask(self, now: float) -> bool:
+        """Whether one more request may be asked for its missing parts."""
+        return not self._nacks_total.take("", now)
 
     def may_resend(self, sender: str, frames: int, now: float) -> bool:
         """Whether so many frames may be sent to ``sender`` again."""

@@ -39,6 +39,8 @@ class DmLimits:
     errors_per_minute: int = 30
     """Error replies to one sender about messages that were never dispatched."""
     errors_total_per_minute: int = 600
+    nacks_total_per_minute: int = 600
+    """Times that senders are asked for missing parts of their requests."""
     resends_per_minute: int = 1200
     """Frames sent again to one sender."""
     clock_skew_s: int = 600

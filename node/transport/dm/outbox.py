@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import structlog
 
-from discovery.nostr.event import Event, Rumor
-from discovery.nostr.giftwrap import GIFT_WRAP, wrap
+from discovery.nostr.event import Rumor
+from discovery.nostr.giftwrap import GIFT_WRAP
 from discovery.nostr.keys import Keys
 from discovery.nostr.pool import RelayPool
 from node.transport.dm.codec import REPLY_KIND, RequestHead
+from node.transport.dm.cutter import MIN_PART_BYTES, PART_BYTES
 from node.transport.dm.limits import DmLimits
+from node.transport.dm.publishing import Delivery, Publisher
 
 _log = structlog.get_logger()
-_RETRY_FIRST_S = 1.0
+_SMALLER_FOR_S = 600.0
 _CREDENTIALS = ("authorization", "x-api-key", "x-cashu")
 
 
@@ -30,6 +34,12 @@ class Recipient:
     relays: tuple[str, ...] = ()
     takes_stored: bool = True
     """Whether a stored copy is of use to it."""
+    others: tuple[int, ...] = ()
+    """Kinds it takes as well, for relays that refuse ``kind``."""
+
+    @property
+    def kinds(self) -> tuple[int, ...]:
+        return (self.kind, *self.others)
 
 
 def recipient_of(
@@ -49,11 +59,13 @@ def recipient_of(
         relays, wrap: what the message asks for.
     """
     offers = head is not None and not head.headers.keys().isdisjoint(_CREDENTIALS)
+    answer = kind if not wrap or kind in wrap else wrap[0]
     return Recipient(
         pubkey=sender,
-        kind=kind if not wrap or kind in wrap else wrap[0],
+        kind=answer,
         relays=relays if offers else (),
         takes_stored=not wrap or GIFT_WRAP in wrap,
+        others=tuple(other for other in wrap if other != answer),
     )
 
 
@@ -98,6 +110,15 @@ class SentReplies:
         while self._bytes > self._max_bytes and self._replies:
             self.drop(next(iter(self._replies)))
 
+    def replace(self, sent: Sent, contents: Sequence[str]) -> None:
+        """The same reply, cut anew."""
+        if self._replies.get(sent.key) is sent:
+            self._bytes -= sent.size_bytes
+            sent.contents.clear()
+            sent.size_bytes = 0
+        for content in contents:
+            self.append(sent, content)
+
     def close(self, sent: Sent, now: float) -> None:
         """The reply is complete: keep it for its lifetime from now."""
         sent.keep_until = now + self._lifetime_s
@@ -128,28 +149,59 @@ class Outbox:
         self._keys = keys
         self._limits = limits
         self._clock = clock
-        self._tasks: set[asyncio.Task[bool]] = set()
+        self._publisher = Publisher(
+            pool,
+            keys,
+            timeout_s=limits.publish_timeout_s,
+            stored_lifetime_s=limits.stored_lifetime_s,
+            clock=clock,
+        )
+        self._tasks: set[asyncio.Task[Delivery]] = set()
+        self._part_bytes = PART_BYTES
+        self._smaller_until = 0.0
         self.undelivered = 0
         """Messages that no relay took."""
         self.omitted = 0
         """Replies of which a header was too large to send."""
 
+    @property
+    def part_bytes(self) -> int:
+        """How much of a body goes into one message: less after relays refused full ones."""
+        if time.monotonic() > self._smaller_until:
+            self._part_bytes = PART_BYTES
+        return self._part_bytes
+
+    def smaller(self, refused_bytes: int) -> bool:
+        """Full messages of ``refused_bytes`` were too large; False when they cannot be smaller."""
+        if self.part_bytes < refused_bytes:
+            return True
+        if refused_bytes <= MIN_PART_BYTES:
+            return False
+        self._part_bytes = max(refused_bytes // 2, MIN_PART_BYTES)
+        self._smaller_until = time.monotonic() + _SMALLER_FOR_S
+        return True
+
     def post(
         self, recipient: Recipient, content: str, *, stored_copy: bool = False
-    ) -> asyncio.Task[bool]:
-        """Send one message. The task gives True when a relay said ``rate-limited``.
+    ) -> asyncio.Task[Delivery]:
+        """Send one message; the task tells what became of it.
 
         Args:
             stored_copy: publish it as a stored wrap as well, if it does not travel in one.
         """
         if stored_copy and recipient.kind != GIFT_WRAP and recipient.takes_stored:
-            self._spawn(replace(recipient, kind=GIFT_WRAP), content)
+            self._spawn(replace(recipient, kind=GIFT_WRAP, others=()), content)
         return self._spawn(recipient, content)
 
     async def post_in_turn(self, recipient: Recipient, contents: Iterable[str]) -> None:
-        """Send several messages, each when the one before is out."""
+        """Send several messages, a few at a time."""
+        waiting: set[asyncio.Task[Delivery]] = set()
         for content in contents:
-            await self.post(recipient, content)
+            waiting.add(self.post(recipient, content))
+            if len(waiting) >= self._limits.max_unconfirmed_frames:
+                _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        if waiting:
+            await asyncio.wait(waiting)
 
     async def drain(self, timeout_s: float) -> None:
         """Wait until all is sent; what is not after ``timeout_s`` is given up."""
@@ -159,51 +211,40 @@ class Outbox:
                 task.cancel()
             if late:
                 await asyncio.wait(late)
+        await self._publisher.close()
 
-    def _spawn(self, recipient: Recipient, content: str) -> asyncio.Task[bool]:
-        task = asyncio.create_task(self._send(recipient, content))
+    def spawn(self, work: Coroutine[Any, Any, Delivery]) -> asyncio.Task[Delivery]:
+        """Run ``work`` in the background, as part of what ``drain`` waits for."""
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _send(self, recipient: Recipient, content: str) -> bool:
+    def _spawn(self, recipient: Recipient, content: str) -> asyncio.Task[Delivery]:
+        return self.spawn(self._send(recipient, content))
+
+    async def _send(self, recipient: Recipient, content: str) -> Delivery:
         try:
-            return await self._deliver(recipient, content)
+            delivery = await self._deliver(recipient, content)
         except Exception as error:
             # Whatever a relay or a hostile key provokes: one message is lost, not the carriage.
             self.undelivered += 1
             _log.warning("dm_reply_not_sent", reason=type(error).__name__)
-            return False
+            return Delivery(False)
+        if not delivery.taken:
+            self.undelivered += 1
+            _log.warning("dm_reply_not_taken", too_large=delivery.too_large)
+        return delivery
 
-    async def _deliver(self, recipient: Recipient, content: str) -> bool:
-        event = self._wrap(recipient, content)
+    async def _deliver(self, recipient: Recipient, content: str) -> Delivery:
+        rumor = Rumor.new(self._keys.pubkey, REPLY_KIND, content, created_at=int(self._clock()))
         urls: Sequence[str] | None = None
         if recipient.relays:
             urls = list(dict.fromkeys([*self._pool.urls, *recipient.relays]))
-        limited = False
-        for attempt in range(self._limits.publish_attempts):
-            if attempt:
-                await asyncio.sleep(_RETRY_FIRST_S * 2 ** (attempt - 1))
-            results = await self._pool.publish(
-                event, urls=urls, timeout_s=self._limits.publish_timeout_s, enough=1
-            )
-            limited = limited or any("rate-limit" in r.message for r in results.values())
-            if any(result.ok for result in results.values()):
-                return limited
-        self.undelivered += 1
-        _log.warning("dm_reply_not_taken", relays=len(urls or self._pool.urls))
-        return limited
-
-    def _wrap(self, recipient: Recipient, content: str) -> Event:
-        now = int(self._clock())
-        rumor = Rumor.new(self._keys.pubkey, REPLY_KIND, content, created_at=now)
-        stored = recipient.kind == GIFT_WRAP
-        return wrap(
+        return await self._publisher.publish(
             rumor,
-            self._keys,
             recipient.pubkey,
-            kind=recipient.kind,
-            expiration=now + self._limits.stored_lifetime_s if stored else None,
-            backdate=stored,
-            now=now,
+            recipient.kinds,
+            urls=urls,
+            attempts=self._limits.publish_attempts,
         )

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import structlog
 
 from node.errors import NodeError
 from node.ports import StoredReply
-from node.transport.dm.codec import build_reply
+from node.transport.dm.codec import build_reply, parse_reply
 from node.transport.dm.cutter import CHANGE_HEADER, FrameCutter, fitting
 from node.transport.dm.limits import DmLimits, Pacing
 from node.transport.dm.outbox import Outbox, Recipient, Sent, SentReplies
+from node.transport.dm.publishing import Delivery
 
 _log = structlog.get_logger()
 
@@ -64,6 +65,10 @@ class Channel:
         self._steady = steady
         self._sent: Sent | None = None
         self._key = (recipient.pubkey, message_id)
+        self._under_way: set[asyncio.Task[Delivery]] = set()
+        self._too_large = False
+        self.part_bytes = outbox.part_bytes
+        """Most body bytes of one message."""
 
     def readdress(self, recipient: Recipient) -> None:
         """The client asked again, perhaps from elsewhere: the rest goes there."""
@@ -92,17 +97,44 @@ class Channel:
             _log.warning("dm_reply_header_omitted", names=sorted(omitted))
         return fit
 
-    def post(self, content: str, *, change: bool = False) -> asyncio.Task[bool]:
+    def post(self, content: str, *, change: bool = False) -> asyncio.Task[Delivery]:
         """Send one message of the reply; ``change``: it holds money for the client."""
         if self._sent is not None:
             self._sent_replies.append(self._sent, content)
-        return self._outbox.post(
+        task = self._outbox.post(
             self.recipient, content, stored_copy=change and self._stored_change
         )
+        self._under_way.add(task)
+        task.add_done_callback(self._arrived)
+        return task
 
     def end(self) -> None:
-        if self._sent is not None:
-            self._sent_replies.close(self._sent, self._steady())
+        if self._sent is None:
+            return
+        self._sent_replies.close(self._sent, self._steady())
+        if self.frames and (self._under_way or self._too_large):
+            self._outbox.spawn(self._mend(self._sent))
+
+    def _arrived(self, task: asyncio.Task[Delivery]) -> None:
+        self._under_way.discard(task)
+        self._too_large = self._too_large or (not task.cancelled() and task.result().too_large)
+
+    async def _mend(self, sent: Sent) -> Delivery:
+        """Send the reply in smaller frames when relays found some of them too large."""
+        if self._under_way:
+            await asyncio.wait(tuple(self._under_way))
+        while self._too_large and self._outbox.smaller(self.part_bytes):
+            if self._sent_replies.get(self._key) is not sent:  # it had to give way, or was repeated
+                break
+            self.part_bytes = self._outbox.part_bytes
+            self._too_large = False
+            self._sent_replies.replace(sent, _cut_again(sent.contents, self.part_bytes))
+            for content in tuple(sent.contents):
+                delivery = await self._outbox.post(self.recipient, content)
+                self._too_large = delivery.too_large
+                if self._too_large:
+                    break
+        return Delivery(not self._too_large)
 
 
 class FramedReply:
@@ -117,13 +149,15 @@ class FramedReply:
         self._ceiling_s = pacing.max_s
         self._cutter: FrameCutter | None = None
         self._gathered = asyncio.Event()
-        self._unconfirmed: set[asyncio.Task[bool]] = set()
+        self._unconfirmed: set[asyncio.Task[Delivery]] = set()
         self._timer: asyncio.Task[None] | None = None
 
     def start(self, status: int, headers: Mapping[str, str], *, live: bool) -> None:
         self._channel.begin()
         fit = self._channel.fit(_end_to_end(headers))
-        self._cutter = FrameCutter(self._channel.message_id, status, fit)
+        self._cutter = FrameCutter(
+            self._channel.message_id, status, fit, part_bytes=self._channel.part_bytes
+        )
         self._gathered.set()
         if live:
             self._timer = asyncio.create_task(self._flush_in_time(self._cutter))
@@ -176,11 +210,17 @@ class FramedReply:
         self._unconfirmed.add(task)
         task.add_done_callback(self._confirmed)
 
-    def _confirmed(self, task: asyncio.Task[bool]) -> None:
+    def _confirmed(self, task: asyncio.Task[Delivery]) -> None:
         self._unconfirmed.discard(task)
-        if not task.cancelled() and task.result():
-            self._ceiling_s = min(self._ceiling_s * 2, self._pacing.max_backoff_s)
+        if task.cancelled():
+            return
+        pacing = self._pacing
+        if task.result().limited:
+            self._ceiling_s = min(self._ceiling_s * 2, pacing.max_backoff_s)
             self._interval_s = self._ceiling_s
+        elif self._ceiling_s > pacing.max_s:
+            self._ceiling_s = max(self._ceiling_s / pacing.growth, pacing.max_s)
+            self._interval_s = min(self._interval_s, self._ceiling_s)
 
     async def _room(self) -> None:
         while len(self._unconfirmed) >= self._max_unconfirmed:
@@ -216,7 +256,11 @@ class PlainReply:
         self._channel.begin()
         headers = self._channel.fit({**self._headers, **_as_headers(trailers)})
         first, *others = build_reply(
-            self._channel.message_id, self._status, headers, bytes(self._body)
+            self._channel.message_id,
+            self._status,
+            headers,
+            bytes(self._body),
+            part_bytes=self._channel.part_bytes,
         )
         self._channel.post(first, change=CHANGE_TRAILER in trailers)
         for part in others:
@@ -262,6 +306,19 @@ class Transcript:
 
     def reply(self, trailers: Mapping[str, str]) -> StoredReply:
         return StoredReply(self._status, self._headers, bytes(self._body), dict(trailers))
+
+
+def _cut_again(frames: Sequence[str], part_bytes: int) -> list[str]:
+    """The frames of a complete reply in pieces of at most ``part_bytes``. They are our own."""
+    pieces = [parse_reply(frame) for frame in frames]
+    first, last = pieces[0], pieces[-1]
+    cutter = FrameCutter(first.id, first.status or 0, first.headers or {}, part_bytes=part_bytes)
+    contents = []
+    for piece in pieces:
+        cutter.feed(piece.body)
+        while cutter.full:
+            contents.append(cutter.cut())
+    return contents + cutter.finish(last.trailers)
 
 
 def error_contents(

@@ -39,6 +39,7 @@ from node.transport.dm.codec import (
     Cancel,
     Nack,
     RequestPart,
+    build_nack,
     parse_request,
 )
 from node.transport.dm.gate import Gate, Ticket
@@ -215,9 +216,17 @@ class DmServer:
                 recipient = self._waiting.pop((sender, part.id), None)
                 if recipient is not None:
                     self._refuse(recipient, part.id, RequestIncomplete(), frames=part.frames)
+            self._ask_for_parts(now)
             self._sent.expire(now)
             while self._failed and next(iter(self._failed.values())) <= now:
                 self._failed.popitem(last=False)
+
+    def _ask_for_parts(self, now: float) -> None:
+        for sender, part, missing in self._assembler.wanting(now):
+            recipient = self._waiting.get((sender, part.id))
+            if recipient is not None and self._gate.may_ask(now):
+                self.counts["asked_for_parts"] += 1
+                self._outbox.post(recipient, build_nack(part.id, missing))
 
     async def _watch_health(self) -> None:
         while True:

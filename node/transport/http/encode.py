@@ -20,7 +20,6 @@ from typing import Any
 
 import structlog
 from aiohttp import HttpVersion11, web
-from multidict import CIMultiDict
 
 from node.core.exchange import Chunk, Receipt, ReplyEvent, Started
 from node.errors import InternalError, NodeError
@@ -113,7 +112,7 @@ async def respond(
                 started = event
                 if event.live:
                     live = _LiveAnswer(wire, keepalive_s)
-                    await live.start(event, request_id)
+                    live.start(event, request_id)
             elif isinstance(event, Receipt):
                 if live is None and started is not None:
                     whole = await _send(wire, started, b"".join(body), event, request_id)
@@ -172,10 +171,12 @@ async def _send(
         headers["content-length"] = str(len(body))
     elif body:
         headers["content-length"], body = str(len(body)), b""
-    await wire.head(started.status, headers, stays=request.keep_alive)
-    if body:
-        wire.put(body)
-    await wire.drain()
+    head = wire.head(started.status, headers, stays=request.keep_alive)
+    if len(body) <= _PIECE_BYTES:
+        wire.put(head + body)
+        await wire.drain()
+    else:
+        await wire.put_long(head, body)
     return _SENT if request.keep_alive else _LAST
 
 
@@ -197,6 +198,8 @@ class _Sent(web.StreamResponse):
         return
 
 
+_PIECE_BYTES = 1 << 18
+"""Of an answer in one piece, written at once."""
 _SENT = _Sent(stays=True)
 _LAST = _Sent(stays=False)
 
@@ -222,26 +225,42 @@ class _Wire:
         """The client has not read what was written before."""
         return self._protocol.writing_paused
 
-    async def head(self, status: int, headers: Mapping[str, str], *, stays: bool) -> None:
-        """Write the head. Raises ValueError for what would break out of a header."""
-        fields = CIMultiDict(headers)
-        fields["date"] = _date(int(time.time()))
-        if stays != self.is_current:
-            fields["connection"] = "keep-alive" if stays else "close"
-        version = 1 if self.is_current else 0
-        line = f"HTTP/1.{version} {status} {_REASONS.get(status, '')}"
-        await self._writer.write_headers(line, fields)
-        self._writer.send_headers()
+    def head(self, status: int, headers: Mapping[str, str], *, stays: bool) -> bytes:
+        """The head of an answer. Raises ValueError for what would break out of a header."""
+        version, connection = 1, "" if stays else "connection: close\r\n"
+        if not self.is_current:
+            version, connection = 0, "connection: keep-alive\r\n" if stays else ""
+        fields = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+        if not fields.count("\n") == fields.count("\r") == len(headers) or "\0" in fields:
+            raise ValueError("a header of the answer has a line end in it")
+        return (
+            f"HTTP/1.{version} {status} {_REASONS.get(status, '')}\r\n"
+            f"{fields}date: {_date(int(time.time()))}\r\n{connection}\r\n"
+        ).encode()
 
     def put(self, data: bytes) -> None:
-        """Write at once. Raises ConnectionError when the client is gone.
-
-        The event loop joins what is written in one of its turns into one system call.
-        """
+        """Write at once. Raises ConnectionError when the client is gone."""
         transport = self._protocol.transport
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the client is gone")
+        self._writer.output_size += len(data)  # tells ``_Connection`` that an answer has begun
         transport.write(data)
+
+    async def put_long(self, head: bytes, body: bytes) -> None:
+        """Write piece by piece, so that the transport keeps no copy of the whole.
+
+        Takes as long as ``drain`` may. Raises ConnectionError as both do.
+        """
+        try:
+            async with asyncio.timeout(self.write_timeout_s):
+                self.put(head)
+                for at in range(0, len(body), _PIECE_BYTES):
+                    self.put(body[at : at + _PIECE_BYTES])
+                    await asyncio.sleep(0)  # others get a turn though this client reads fast
+                    await self._writer.drain()
+        except TimeoutError:
+            self.abort()
+            raise ConnectionResetError("the client does not read") from None
 
     async def drain(self) -> None:
         """Wait until there is room again, when there is none.
@@ -279,14 +298,14 @@ class _LiveAnswer:
         self._stays = self._chunked and wire.request.keep_alive
         self._timer: asyncio.TimerHandle | None = None
 
-    async def start(self, started: Started, request_id: str) -> None:
+    def start(self, started: Started, request_id: str) -> None:
         headers = common_headers(request_id, self._wire.request.path)
         # proxies would otherwise collect the events before they pass them on
         headers["x-accel-buffering"] = "no"
         headers |= started.headers
         if self._chunked:
             headers["transfer-encoding"] = "chunked"
-        await self._wire.head(started.status, headers, stays=self._stays)
+        self._wire.put(self._wire.head(started.status, headers, stays=self._stays))
         if headers.get("content-type", "").startswith("text/event-stream"):
             self._timer = self._loop.call_later(self._keepalive_s, self._keep_alive)
 

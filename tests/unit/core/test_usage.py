@@ -10,9 +10,28 @@ from node.core.usage import MAX_TOKENS, Usage, usage_from_openai
 
 
 def test_a_count_is_read() -> None:
-    usage = usage_from_openai({"prompt_tokens": 7, "completion_tokens": 0, "total_tokens": 99})
+    usage = usage_from_openai({"prompt_tokens": 7, "completion_tokens": 0, "total_tokens": 7})
     assert usage == Usage(7, 0, "upstream")
     assert usage.total_tokens == 7
+
+
+def test_reasoning_that_some_leave_out_of_the_completion_is_counted() -> None:
+    told = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 110}
+    assert usage_from_openai(told) == Usage(7, 103)
+    details = {"completion_tokens_details": {"reasoning_tokens": 100}}
+    assert usage_from_openai(told | details) == Usage(7, 103, reasoning_tokens=100)
+    del told["total_tokens"]
+    assert usage_from_openai(told | details) == Usage(7, 103, reasoning_tokens=100)
+    within = {"completion_tokens_details": {"reasoning_tokens": 2}}
+    assert usage_from_openai(told | within) == Usage(7, 3, reasoning_tokens=2)
+
+
+def test_cached_and_written_are_parts_of_the_prompt() -> None:
+    told = {"prompt_tokens": 10, "completion_tokens": 0}
+    details = {"prompt_tokens_details": {"cached_tokens": 4, "cache_write_tokens": 6}}
+    assert usage_from_openai(told | details) == Usage(10, 0, cached_tokens=4, cache_write_tokens=6)
+    details["prompt_tokens_details"]["cache_write_tokens"] = 7  # more than is left of the prompt
+    assert usage_from_openai(told | details) == Usage(10, 0, cached_tokens=4)
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,8 @@ def test_an_item_has_every_field_of_the_contract() -> None:
         "created_at": NOW,
         "last_seen": NOW + 5,
         "latency_ms": 12,
+        "usual_latency_ms": None,
+        "uptime": None,
         "kind": 38421,
         "content": said.event.content,
         "version": "1.2.3",
@@ -118,6 +120,8 @@ def test_an_item_has_every_field_of_the_contract() -> None:
         "transports": ["http", "nostr"],
         "endpoints": ["chat/completions"],
         "models": ["cheap"],
+        "models_source": "pages",
+        "reviews": {"recommendations": 0, "approvals": 0, "warnings": 0, "others": 0},
         "pricing": {
             "cheap": {
                 "prompt": 1.0,

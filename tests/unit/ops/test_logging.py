@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.ops.logging import configure
-from node.ops.redaction import MAX_VALUE_CHARS, redact, redact_value
+from node.ops.redaction import MAX_VALUE_CHARS, may_hold_secrets, redact, redact_value
 
 TOKEN_A = "cashuA" + "eyJ0b2tlbiI6W3sibWludCI6Imh0dHA6Ly94" * 3
 TOKEN_B = "cashuB" + "o2FteBtodHRwczovL21pbnQuZXhhbXBsZS5jb20_-=" * 3
@@ -65,6 +65,14 @@ def test_an_event_is_one_json_object() -> None:
         "models": ["a", "b"],
         "ok": True,
     }
+
+
+def test_a_logger_is_named_like_its_module() -> None:
+    stream = io.StringIO()
+    configure("info", "json", stream=stream)
+    structlog.get_logger().info("unbound")
+    structlog.get_logger().bind().info("bound")
+    assert [line["logger"] for line in lines(stream)] == [__name__, __name__]
 
 
 def test_the_level_holds_for_us_and_for_libraries() -> None:
@@ -130,6 +138,44 @@ def test_no_secret_passes_whatever_surrounds_it(secret: str, before: str, after:
 def test_no_secret_passes_at_any_depth(value: Any) -> None:
     assert API_KEY[3:] not in repr(redact_value(value))
     assert TOKEN_A[6:] not in repr(redact_value(value))
+
+
+_PIECES = [
+    TOKEN_A,
+    TOKEN_B,
+    NSEC,
+    API_KEY,
+    HEX,
+    "Bearer abc",
+    "secret",
+    "plain",
+    "\u017fecret=",
+    "\u0131",
+    "x" * 4001,
+]
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["event", "path", "api_key", "x_token", "my_secret", "Password"]),
+        st.lists(st.sampled_from(_PIECES) | st.text(max_size=9), max_size=4).map(" ".join)
+        | st.text()
+        | st.integers()
+        | st.floats(allow_nan=False)
+        | st.none()
+        | st.booleans()
+        | st.binary(max_size=9)
+        | st.lists(st.sampled_from(_PIECES), max_size=2),
+    )
+)
+def test_the_quick_look_misses_nothing(event: dict[str, Any]) -> None:
+    redacted = {key: redact_value(value, key) for key, value in event.items()}
+    assert may_hold_secrets(event) or redacted == event
+
+
+def test_the_line_of_a_request_needs_no_more_than_a_quick_look() -> None:
+    line = {"event": "request", "request_id": HEX[:32], "path": "/v1/chat/completions", "status": 2}
+    assert not may_hold_secrets(line | {"logger": "node.service.dispatch", "duration_ms": 1.5})
 
 
 def test_what_is_named_a_secret_goes_whatever_it_looks_like() -> None:

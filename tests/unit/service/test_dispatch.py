@@ -10,6 +10,7 @@ from node.core.exchange import Chunk, Failed, Receipt, ReplyEvent, Request, Star
 from node.core.money import Msat
 from node.errors import InsufficientBalance, MethodNotAllowed, NodeError, NotFound, Pending
 from node.service.dispatch import Dispatcher, Reply, Route
+from node.service.limits import Limiter, RateLimits
 
 
 async def plain(request: Request, params: Mapping[str, str]) -> Reply:
@@ -121,3 +122,42 @@ def test_what_is_paid() -> None:
     assert not DISPATCHER.is_paid("GET", "/v1/paid")
     assert not DISPATCHER.is_paid("POST", "/v1/a")
     assert not DISPATCHER.is_paid("POST", "/v1/nowhere")
+
+
+async def test_junk_credentials_lift_no_limit() -> None:
+    """Where nobody looks at them, and where somebody does and finds no account."""
+    ran = 0
+
+    async def count(_: Request, __: Mapping[str, str]) -> Reply:
+        nonlocal ran
+        ran += 1
+        return Reply({})
+
+    async def events(_: Request) -> AsyncGenerator[ReplyEvent, None]:
+        yield Started(200, {})
+        yield Receipt()
+
+    async def account(request: Request, _: Mapping[str, str]) -> Reply:
+        request.answer_headers["x-ratelimit-limit"] = "9"  # as Accounts.identify counts it
+        return Reply({})
+
+    for route, runs in (
+        (Route("GET", "/v1/x", "", count, open=True), 3),
+        (Route("POST", "/v1/x", "", count, open=True), 3),
+        (Route("GET", "/v1/x", "", count), 8),  # what it had to look up was nothing
+        (Route("GET", "/v1/x", "", streaming=events, open=True), 0),
+        (Route("GET", "/v1/x", "", account), None),
+    ):
+        dispatcher = Dispatcher([route], Limiter(RateLimits(3, 0, 0)))
+        ran = 0
+        statuses = []
+        for header in ("x-cashu", "x-api-key", "authorization") * 2 + ("x-cashu",) * 2:
+            asked = Request("r", route.method, "/v1/x", {header: "x"}, peer="192.0.2.1")
+            first, *_ = [event async for event in dispatcher.handle(asked)]
+            assert isinstance(first, Started | Failed)
+            statuses.append(first.status if isinstance(first, Started) else first.error.status)
+        if runs is None:
+            assert statuses == [200] * 8
+        else:
+            assert statuses == [200] * 3 + [429] * 5
+            assert ran == runs

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +20,15 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+@contextmanager
+def running(limiter: Limiter, key: str) -> Iterator[None]:
+    limiter.enter(key)
+    try:
+        yield
+    finally:
+        limiter.leave(key)
 
 
 def allowed(limiter: Limiter, key: str = "a") -> bool:
@@ -91,7 +103,7 @@ def test_no_limits_no_headers() -> None:
     for _ in range(1000):
         limiter.take("a", headers)
     assert not headers
-    with limiter.running("a"), limiter.running("a"):
+    with running(limiter, "a"), running(limiter, "a"):
         pass
 
 
@@ -105,12 +117,12 @@ def test_the_number_of_keys_is_bounded() -> None:
 
 def test_concurrent_calls_of_one_account() -> None:
     limiter = Limiter(RateLimits(max_concurrent=2))
-    with limiter.running("a"), limiter.running("b"), limiter.running("a"):
-        with pytest.raises(RateLimitExceeded), limiter.running("a"):
+    with running(limiter, "a"), running(limiter, "b"), running(limiter, "a"):
+        with pytest.raises(RateLimitExceeded), running(limiter, "a"):
             pass
-        with limiter.running(""), limiter.running(""), limiter.running(""):
+        with running(limiter, ""), running(limiter, ""), running(limiter, ""):
             pass
-    with limiter.running("a"), limiter.running("a"):
+    with running(limiter, "a"), running(limiter, "a"):
         pass
 
 

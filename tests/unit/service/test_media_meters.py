@@ -9,6 +9,7 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from node.core.catalog import Backend, Catalog, Model
 from node.core.exchange import Request
@@ -23,7 +24,7 @@ from node.service.inference.embeddings import prepare_embeddings
 from node.service.inference.images import prepare_image
 from node.service.inference.rerank import prepare_rerank
 from node.service.inference.speech import prepare_speech
-from tests.unit.service.test_recording import wav
+from tests.unit.service.test_recording import adts, wav
 
 BY_TOKEN = Price(Msat(1_000_000), Msat(2_000_000))
 BY_MINUTE = Price(per_audio_minute=Msat(60_000))
@@ -39,13 +40,15 @@ def request(body: Any, **headers: str) -> Request:
     return Request("r", "POST", "/", headers, orjson.dumps({"model": "m", **body}))
 
 
-async def transcription(price: Price, **fields: str) -> PreparedCall:
+async def transcription(
+    price: Price, recording: bytes = wav(8000, 1, 1, 20_000), **fields: str
+) -> PreparedCall:
     parts = [
         f'--b\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
         for name, value in {"model": "m", **fields}.items()
     ]
     file = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
-    body = b"".join([*parts, file, wav(8000, 1, 1, 20_000), b"\r\n--b--\r\n"])
+    body = b"".join([*parts, file, recording, b"\r\n--b--\r\n"])
     head = {"content-type": "multipart/form-data; boundary=b"}
     return await prepare_audio(
         Request("r", "POST", "/", head, body), catalog(price), "transcriptions"
@@ -120,7 +123,79 @@ def test_images_by_token_keep_their_details() -> None:
     assert json.loads(out)["usage"] == {**usage, "cost": 5}
 
 
+def test_images_have_one_count_and_it_is_ours() -> None:
+    others = {"num_images": 10, "num_images_per_prompt": 10, "batch_size": 10, "samples": 10,
+              "num_outputs": 10}  # fmt: skip
+    call = prepare_image(request({"prompt": "x", "n": 2, **others}), catalog(BY_IMAGE))
+    assert orjson.loads(call.payload.encode("m")) == {"model": "m", "prompt": "x", "n": 2}
+
+
+def test_more_images_than_asked_for_cost_what_was_held_and_the_operator_is_told() -> None:
+    call = prepare_image(request({"prompt": "x", "n": 2}), catalog(BY_IMAGE))
+    for made, told in ((3, 1), (2, 0)):
+        meter = call.make_meter(call)
+        meter.feed(orjson.dumps({"data": [{"url": "u"}] * made}))
+        with capture_logs() as logs:
+            assert (meter.usage(), meter.usage()) == (Usage(images=2), Usage(images=2))
+        assert [line["log_level"] for line in logs] == ["error"] * told
+
+
 # --- sound
+
+
+@pytest.mark.parametrize(
+    ("wanted", "sound", "ms"),
+    [
+        ("pcm", bytes(48_000), 1_000),
+        ("pcm", wav(24_000, 1, 2, 12_000), 500),  # a server that knows only files
+        ("wav", wav(24_000, 1, 2, 12_000), 500),
+        ("mp3", b"no header that is known", 140),  # as usual for two characters
+        ("aac", adts(30), 1_920),
+    ],
+)
+def test_sound_is_as_long_as_it_is_not_as_it_is_large(wanted: str, sound: bytes, ms: int) -> None:
+    body = {"input": "hi", "voice": "a", "response_format": wanted}
+    call = prepare_speech(request(body), catalog(BY_MINUTE))
+    meter = call.make_meter(call)
+    meter.feed(sound)
+    assert meter.usage().audio_ms == ms
+
+
+async def test_json_is_asked_for_where_text_is_wanted() -> None:
+    """Model servers count in JSON alone."""
+    call = await transcription(BY_MINUTE, response_format="text")
+    assert b'name="response_format"\r\n\r\njson\r\n' in call.payload.encode("m")
+    assert call.content_type == "text/plain"
+    meter = call.make_meter(call)
+    meter.feed('{"text":"é","usage":{"type":"duration","seconds":2}}'.encode())
+    assert meter.usage() == Usage(audio_ms=2_000)
+    assert meter.finish(Msat(1), None) == "é\n".encode()
+    for other in ("srt", "vtt", "verbose_json"):
+        call = await transcription(BY_MINUTE, response_format=other)
+        assert other.encode() in call.payload.encode("m")
+        assert call.content_type is None
+
+
+@pytest.mark.parametrize("wanted", ["json", "text"])
+async def test_who_is_paid_by_the_minute_says_how_long_what_shows_no_length_is(wanted: str) -> None:
+    call = await transcription(BY_MINUTE, b"caff" + bytes(500), response_format=wanted)
+    assert b"\r\n\r\nverbose_json\r\n" in call.payload.encode("m")
+    answer = {
+        "task": "x",
+        "language": "y",
+        "duration": 1.5,
+        "text": "a",
+        "segments": [],
+        "words": 1,
+    }
+    meter = call.make_meter(call)
+    meter.feed(orjson.dumps(answer))
+    assert meter.usage() == Usage(audio_ms=1_500)
+    out = meter.finish(Msat(7), None)
+    brief = {"text": "a", "usage": {"type": "duration", "seconds": 2, "cost": 7}}
+    assert out == b"a\n" if wanted == "text" else json.loads(out) == brief
+    call = await transcription(BY_TOKEN, b"caff" + bytes(500), response_format=wanted)
+    assert b"verbose_json" not in call.payload.encode("m")
 
 
 @pytest.mark.parametrize(

@@ -271,7 +271,7 @@ def test_tools_whose_definition_only_the_server_knows_are_bounded_by_the_context
 
 def test_only_a_sure_excess_is_refused() -> None:
     text = "x" * 100_000 * 256
-    assert prepare(messages=[{"role": "user", "content": text}]).most.prompt_tokens == 100_000
+    assert prepare(messages=[{"role": "user", "content": text}]).most.prompt_tokens >= len(text)
     with pytest.raises(ContextLengthExceeded):
         prepare(messages=[{"role": "user", "content": text + "x"}])
 

@@ -72,11 +72,11 @@ def test_the_upstream_gets_its_own_model_id_and_a_limit_and_else_what_the_client
         ({}, {"max_tokens": 4_000}, 4_000),
         ({"max_tokens": 7}, {"max_tokens": 7}, 7),
         ({"max_tokens": 10**15}, {"max_tokens": 4_000}, 4_000),
-        ({"max_completion_tokens": 9}, {"max_completion_tokens": 9}, 9),
+        ({"max_completion_tokens": 9}, {"max_tokens": 9}, 9),  # some know only the older name
         ({"max_completion_tokens": None}, {"max_tokens": 4_000}, 4_000),
         (
             {"max_completion_tokens": 9, "max_tokens": 5},
-            {"max_completion_tokens": 5, "max_tokens": 5},
+            {"max_tokens": 5},
             5,
         ),
         ({"max_tokens": 7, "n": 3}, {"max_tokens": 7}, 21),
@@ -277,7 +277,7 @@ def test_more_text_means_a_higher_bound() -> None:
 @pytest.mark.parametrize(
     "part",
     [
-        {"type": "file", "file": {"file_id": "f"}},
+        {"type": "file", "file": {"file_data": "f"}},
         {"type": "video_url", "video_url": {"url": "https://x"}},
         {"type": "input_audio", "input_audio": {"url": "https://x"}},
         {"type": "something_new"},
@@ -302,6 +302,44 @@ def test_what_costs_the_operator_more_than_is_counted_is_refused(field: dict[str
     with pytest.raises(InvalidValue) as refused:
         prepare(**field)
     assert refused.value.param == next(iter(field))
+
+
+def test_no_other_name_for_the_limit_gets_through() -> None:
+    names = ("n_predict", "num_predict", "max_new_tokens", "max_length", "options")
+    document = sent(prepare(max_tokens=1, **dict.fromkeys(names, 7000)))
+    assert document["max_tokens"] == 1
+    assert not document.keys() & set(names)
+
+
+def test_sound_is_only_for_models_sold_with_it() -> None:
+    assert prepare(modalities=["text"]).model is MODEL
+    with pytest.raises(InvalidValue):
+        prepare(modalities=["text", "audio"])
+
+
+def test_a_cache_of_an_hour_is_refused() -> None:
+    def ask(ttl: str) -> PreparedCall:
+        part = {"type": "text", "text": "x", "cache_control": {"type": "ephemeral", "ttl": ttl}}
+        return prepare(messages=[{"role": "user", "content": [part]}])
+
+    assert ask("5m").stream is False
+    with pytest.raises(InvalidValue):
+        ask("1h")
+
+
+def test_a_prompt_longer_than_the_context_seems_is_held_by_its_bytes() -> None:
+    text = "x" * 1_000_000  # 250,000 tokens of text as text goes
+    call = prepare(messages=[{"role": "user", "content": text}])
+    assert call.most.prompt_tokens >= 1_000_000
+
+
+def test_an_early_count_does_not_hide_what_came_after_it() -> None:
+    meter = StreamMeter(prepare(stream=True))
+    usage = {"prompt_tokens": 5, "completion_tokens": 1, "total_tokens": 6}
+    meter.feed(b"data: %s\n\n" % orjson.dumps({"choices": [{"delta": {}}], "usage": usage}))
+    words = orjson.dumps({"choices": [{"delta": {"content": "word"}}]})
+    meter.feed(b"data: %s\n\n" % words * 50)
+    assert meter.usage().completion_tokens == 50
 
 
 def test_the_choice_of_model_and_server_is_not_the_clients() -> None:

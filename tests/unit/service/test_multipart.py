@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email
 import email.policy
+from dataclasses import replace
 from email.message import EmailMessage
 from typing import Any
 
@@ -12,14 +13,24 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from node.core.catalog import Backend, Model
 from node.core.exchange import Request
+from node.core.pricing import Price
 from node.errors import InvalidValue, NodeError, RequestTooLarge, UnsupportedMedia
 from node.service.inference import multipart
-from node.service.inference.multipart import Form, FormPayload, clean_file_name, read_form
+from node.service.inference.multipart import (
+    Form,
+    FormPayload,
+    clean_file_name,
+    form_digest,
+    read_form,
+)
+from node.service.pipeline import _digest
 
 NAMES = st.text("abcdefgh_[]", min_size=1, max_size=12).filter(
     lambda name: name not in ("file", "model", "_charset_")
 )
+MODEL = Model("m", (Backend("u", Price(), "m"),), 4_000, 500)
 KIND = "multipart/form-data; boundary=b"
 
 
@@ -65,7 +76,7 @@ async def test_every_field_and_every_byte_arrives(
     ]
     assert sorted(form.fields) == sorted([("model", "theirs"), *pairs])
     assert (form.file.name, form.file.content_type, form.file.data) == ("a.ogg", "audio/ogg", data)
-    payload = FormPayload(form)
+    payload = FormPayload(form, MODEL)
     body = payload.encode("vendor/ours")
     assert body.count(b'name="model"') == 1
     assert b"vendor/ours" in body
@@ -78,7 +89,7 @@ async def test_every_field_and_every_byte_arrives(
 async def test_another_parser_reads_the_same() -> None:
     data = b"\r\n--\x00\xff\r\n--b--\r\nend"
     form = await read_form(sent({"model": "x", "language": "de"}, ("t.wav", data, "audio/wav")))
-    assert parsed(FormPayload(form, {"stream": "true"})) == [
+    assert parsed(FormPayload(form, MODEL, {"stream": "true"})) == [
         ("model", None, "text/plain", b"m"),
         ("stream", None, "text/plain", b"true"),
         ("language", None, "text/plain", b"de"),
@@ -155,6 +166,44 @@ async def test_forms_out_of_bounds(body: bytes, error: type[NodeError], param: s
 async def test_other_content_types(content_type: str) -> None:
     with pytest.raises(UnsupportedMedia):
         await read_form(request(FILE + b"--b--\r\n", content_type))
+
+
+async def test_what_is_fixed_refused_or_not_the_clients_is_so_in_a_form_too() -> None:
+    wav = ("t.wav", b"x", "audio/wav")
+    fixed = replace(MODEL, fixed={"language": "en", "vad": True, "temperature": 0})
+    form = await read_form(sent({"vad": "true", "provider": "dear", "prompt": "p"}, wav))
+    assert parsed(FormPayload(form, fixed))[1:-1] == [
+        ("language", None, "text/plain", b"en"),
+        ("vad", None, "text/plain", b"true"),
+        ("temperature", None, "text/plain", b"0"),
+        ("prompt", None, "text/plain", b"p"),
+    ]
+    for fields in ({"language": "de"}, {"language": ["en", "de"]}, {"plugins": "web"},
+                   {"service_tier": "priority"}):  # fmt: skip
+        form = await read_form(sent(fields, wav))
+        with pytest.raises(InvalidValue):
+            FormPayload(form, fixed)
+
+
+@given(st.binary(max_size=300), st.binary(max_size=300))
+def test_a_form_is_known_again_whatever_its_boundary(one: bytes, other: bytes) -> None:
+    def digest(data: bytes) -> str | None:
+        made = sent({"model": "m"}, ("a.wav", data, "audio/wav"))
+        return form_digest(made.headers["content-type"], made.body)
+
+    def asked(data: bytes) -> str:
+        return _digest(sent({"model": "m"}, ("a.wav", data, "audio/wav")))
+
+    assert (asked(one) == asked(other)) is (one == other)
+    assert digest(one) is not None
+    assert (digest(one) == digest(other)) is (one == other)
+    assert form_digest("application/json", one) is None
+    assert form_digest("multipart/form-data", one) is None
+
+
+def test_parts_that_are_cut_elsewhere_are_other_parts() -> None:
+    assert form_digest(KIND, b"a--bc--b") != form_digest(KIND, b"ac--b--b")
+    assert form_digest(KIND, b"--bab") != form_digest(KIND, b"a--bb")
 
 
 async def test_a_field_given_twice_is_not_one_value() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import replace
 
 import orjson
 import pytest
@@ -13,6 +14,7 @@ from node.core.exchange import Carriage, Chunk, Failed, Receipt, ReplyEvent, Req
 from node.errors import NodeError, UpstreamFailed
 from node.ports import UpstreamCall, UpstreamReply
 from node.service.inference.chat import prepare_chat
+from node.service.inference.images import prepare_image
 from node.service.payers import Payer
 from node.service.pipeline import Pipeline
 from tests.unit.service.test_stopping import MODEL, WAIT_S, Purse
@@ -22,6 +24,7 @@ class Slow:
     """Begins to answer, or fails, when told to."""
 
     backend = MODEL.backends[0]
+    resumable = False
     status = 200
     content_type = "text/event-stream"
 
@@ -48,6 +51,15 @@ class Slow:
 
     async def close(self) -> None:
         self.closed += 1
+
+
+class SlowWhole(Slow):
+    """Does not stream though it is asked to."""
+
+    content_type = "application/json"
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        yield b'{"created":1,"data":[{"b64_json":"AAAA"}]}'
 
 
 def run(
@@ -86,6 +98,30 @@ async def test_a_live_stream_begins_before_the_model_server_does() -> None:
     assert b"all" in b"".join(chunk.data for chunk in chunks if isinstance(chunk, Chunk))
     assert isinstance(receipt, Receipt)
     assert (purse.ends, slow.closed) == (["settled"], 1)
+
+
+async def test_what_may_be_no_stream_does_not_begin_as_one() -> None:
+    slow, purse = SlowWhole(), Purse()
+
+    async def choose(_: Request) -> Payer:
+        return purse
+
+    model = replace(MODEL, endpoints=("images",))
+    pipeline = Pipeline(Catalog([model]), choose, slow, lambda _: None, patience_s=0.01)
+    body = orjson.dumps({"model": "m", "prompt": "x", "stream": True})
+    request = Request("r", "POST", "/v1/images/generations", {}, body, carriage="http")
+    events = pipeline.run(request, prepare_image)
+    first = asyncio.ensure_future(anext(events))
+    await asyncio.wait_for(slow.asked.wait(), WAIT_S)
+    await asyncio.sleep(0.05)
+    assert not first.done()
+    slow.go.set()
+    started = await asyncio.wait_for(first, WAIT_S)
+    assert isinstance(started, Started)
+    assert started.headers["content-type"] == "application/json"
+    chunk, _ = await rest(events)
+    assert isinstance(chunk, Chunk)
+    assert orjson.loads(chunk.data)["data"] == [{"b64_json": "AAAA"}]
 
 
 async def test_a_failure_after_that_is_an_event_and_costs_nothing() -> None:

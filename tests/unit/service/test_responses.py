@@ -102,7 +102,7 @@ def test_what_can_be_seen_is_bounded_by_its_size(item: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "item",
     [
-        {"role": "user", "content": [{"type": "input_file", "file_id": "f"}]},
+        {"role": "user", "content": [{"type": "input_file", "file_data": "f"}]},
         {"type": "reasoning", "id": "r", "summary": [], "encrypted_content": "gAAA"},
         {"type": "compaction", "encrypted_content": "x"},
         {"type": "web_search_call", "id": "w", "status": "completed"},
@@ -171,7 +171,7 @@ def test_tools_that_run_at_the_client_are_sold() -> None:
 
 def test_only_a_sure_excess_is_refused_and_not_when_it_may_be_cut() -> None:
     long = "x" * 100_000 * 256
-    assert prepare(long).most.prompt_tokens == 100_000
+    assert prepare(long).most.prompt_tokens >= len(long)
     with pytest.raises(ContextLengthExceeded):
         prepare(long + "x")
     assert prepare(long + "x", truncation="auto").most.prompt_tokens == 100_000

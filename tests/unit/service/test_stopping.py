@@ -185,6 +185,7 @@ class Lingering:
     """A model server that has said everything and does not hang up."""
 
     backend = MODEL.backends[0]
+    resumable = False
     status = 200
     content_type = "text/event-stream"
 

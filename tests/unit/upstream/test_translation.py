@@ -547,6 +547,7 @@ class Answer:
     """An answer whose bytes are known."""
 
     backend = MODEL.backends[0]
+    resumable = False
     status = 200
 
     def __init__(self, content_type: str, *parts: bytes) -> None:

@@ -1,0 +1,326 @@
+"""The journal of what was paid to providers: every token is here before it leaves.
+
+    begun ──▶ sent ──▶ settled       the change is back (or there was none to come)
+      │         ├────▶ reclaiming ─▶ reclaimed     nobody had redeemed it: taken back whole
+      │         └────▶ lost          spent, and no change to be had; shown, and asked for again
+      └──▶ void                      no token was made: nothing left the purse
+
+It lives in the database of the wallet, which is the node's own (``node.ledger.database``), with
+tables of its own beside the ledger's. What a provider was like to deal with is kept here too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias, cast
+
+from node.core.money import Msat
+from node.ledger.database import Database
+
+State: TypeAlias = Literal["begun", "sent", "settled", "reclaiming", "reclaimed", "lost", "void"]
+OPEN: tuple[State, ...] = ("begun", "sent", "reclaiming")
+"""States in which money is under way."""
+
+_MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        "CREATE TABLE gateway_mints (url TEXT PRIMARY KEY, added_at INTEGER NOT NULL) STRICT",
+        """CREATE TABLE gateway_spendings (
+            id TEXT PRIMARY KEY,
+            state TEXT NOT NULL,
+            pubkey TEXT NOT NULL,
+            d TEXT NOT NULL,
+            name TEXT NOT NULL,
+            url TEXT NOT NULL,
+            relays TEXT NOT NULL,
+            carriage TEXT NOT NULL,
+            model TEXT NOT NULL,
+            mint TEXT NOT NULL,
+            amount_msat INTEGER NOT NULL,
+            back_msat INTEGER NOT NULL DEFAULT 0,
+            expected_msat INTEGER,
+            change TEXT NOT NULL DEFAULT '',
+            note TEXT NOT NULL DEFAULT '',
+            created_at INTEGER NOT NULL,
+            updated_at INTEGER NOT NULL
+        ) STRICT""",
+        "CREATE INDEX gateway_spendings_open ON gateway_spendings (state, created_at)",
+        """CREATE TABLE gateway_records (
+            pubkey TEXT PRIMARY KEY,
+            served INTEGER NOT NULL,
+            failed INTEGER NOT NULL,
+            failed_in_a_row INTEGER NOT NULL,
+            overcharged INTEGER NOT NULL,
+            latency_ms INTEGER,
+            failed_at INTEGER NOT NULL
+        ) STRICT""",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a provider is reached."""
+
+    pubkey: str
+    """Hex."""
+    d: str
+    name: str
+    url: str
+    """Without ``/v1``; empty when it is reached over relays only."""
+    relays: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Spending:
+    """One token that pays, or paid, a provider. Times are unix seconds."""
+
+    id: str
+    """Also the request key under which the token was issued."""
+    place: Place
+    carriage: str
+    model: str
+    mint: str
+    amount: Msat
+    """Face value of the token."""
+    state: State = "begun"
+    back: Msat = Msat(0)
+    """What came back: change, or the token itself."""
+    expected: Msat | None = None
+    """What the call should have cost at the announced price; None when that is not known."""
+    change: str = field(default="", repr=False)
+    """The change as the provider gave it; empty once it is in the purse."""
+    note: str = ""
+    created_at: int = 0
+    updated_at: int = 0
+
+    @property
+    def cost(self) -> Msat:
+        """What is gone, fees of the mint included."""
+        return Msat(self.amount - self.back)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """How it was to deal with a provider so far."""
+
+    served: int = 0
+    failed: int = 0
+    failed_in_a_row: int = 0
+    overcharged: int = 0
+    latency_ms: int | None = None
+    """From the request to the first byte; the mean, in which the latest counts most."""
+    failed_at: int = 0
+
+
+class Journal:
+    """Spendings and records. Make one with ``await Journal.open(database)``."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+        self.records: dict[str, Record] = {}
+
+    @classmethod
+    async def open(cls, database: Database) -> Journal:
+        """Make or bring up to date the tables, and read the records."""
+        await database.write(_migrate)
+        journal = cls(database)
+        rows = await database.read(
+            lambda conn: conn.execute("SELECT * FROM gateway_records").fetchall()
+        )
+        for row in rows:
+            values = {name: row[name] for name in Record.__dataclass_fields__}
+            journal.records[row["pubkey"]] = Record(**values)
+        return journal
+
+    # -- mints -----------------------------------------------------------------------------
+
+    async def mints(self) -> list[str]:
+        """The mints whose coins this wallet takes, the first one first."""
+        rows = await self._db.read(
+            lambda conn: conn.execute(
+                "SELECT url FROM gateway_mints ORDER BY added_at, rowid"
+            ).fetchall()
+        )
+        return [row["url"] for row in rows]
+
+    async def add_mints(self, urls: Collection[str]) -> None:
+        """Take coins of these mints (normalised URLs) from now on."""
+        await self._db.write(
+            lambda conn: conn.executemany(
+                "INSERT OR IGNORE INTO gateway_mints VALUES (?, ?)",
+                [(url, int(time.time())) for url in urls],
+            )
+        )
+
+    # -- spendings -------------------------------------------------------------------------
+
+    async def begin(self, spending: Spending) -> None:
+        """Write a spending down, before its token is made."""
+        now = int(time.time())
+        place = spending.place
+        await self._db.write(
+            lambda conn: conn.execute(
+                "INSERT INTO gateway_spendings (id, state, pubkey, d, name, url, relays, carriage,"
+                " model, mint, amount_msat, created_at, updated_at)"
+                " VALUES (?, 'begun', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    spending.id,
+                    place.pubkey,
+                    place.d,
+                    place.name,
+                    place.url,
+                    json.dumps(place.relays),
+                    spending.carriage,
+                    spending.model,
+                    spending.mint,
+                    spending.amount,
+                    now,
+                    now,
+                ),
+            )
+        )
+
+    def move(
+        self,
+        id_: str,
+        to: State,
+        *,
+        of: Collection[State] = OPEN,
+        back: Msat | None = None,
+        note: str | None = None,
+    ) -> asyncio.Future[bool]:
+        """Change the state, when it is one of ``of``; resolves to whether it was."""
+
+        def work(conn: sqlite3.Connection) -> bool:
+            marks = ", ".join("?" * len(of))
+            cursor = conn.execute(
+                "UPDATE gateway_spendings SET state = ?, back_msat = COALESCE(?, back_msat),"  # noqa: S608
+                " note = COALESCE(?, note), updated_at = ?,"
+                " change = CASE WHEN ? THEN '' ELSE change END"
+                f" WHERE id = ? AND state IN ({marks})",
+                (to, back, note, int(time.time()), to == "settled", id_, *of),
+            )
+            return cursor.rowcount == 1
+
+        return self._db.insist(work)
+
+    def keep_change(self, id_: str, token: str) -> asyncio.Future[None]:
+        """Keep the change a provider gave, until it is in the purse."""
+
+        def work(conn: sqlite3.Connection) -> None:
+            conn.execute(
+                "UPDATE gateway_spendings SET change = ?, updated_at = ? WHERE id = ?"
+                " AND state IN ('sent', 'lost')",
+                (token, int(time.time()), id_),
+            )
+
+        return self._db.insist(work)
+
+    def expect(self, id_: str, cost: Msat) -> asyncio.Future[None]:
+        """Note what the call should have cost."""
+
+        def work(conn: sqlite3.Connection) -> None:
+            conn.execute("UPDATE gateway_spendings SET expected_msat = ? WHERE id = ?", (cost, id_))
+
+        return self._db.insist(work)
+
+    async def spending(self, id_: str) -> Spending:
+        """One of them. Raises KeyError."""
+        row = await self._db.read(
+            lambda conn: conn.execute(
+                "SELECT * FROM gateway_spendings WHERE id = ?", (id_,)
+            ).fetchone()
+        )
+        if row is None:
+            raise KeyError(id_)
+        return _spending(row)
+
+    async def in_states(self, states: Collection[State]) -> list[Spending]:
+        """All in one of these states, the oldest first."""
+        marks = ", ".join("?" * len(states))
+        rows = await self._db.read(
+            lambda conn: conn.execute(
+                f"SELECT * FROM gateway_spendings WHERE state IN ({marks})"  # noqa: S608
+                " ORDER BY created_at, rowid",
+                tuple(states),
+            ).fetchall()
+        )
+        return [_spending(row) for row in rows]
+
+    async def latest(self, limit: int) -> list[Spending]:
+        """The last of them, newest first."""
+        rows = await self._db.read(
+            lambda conn: conn.execute(
+                "SELECT * FROM gateway_spendings ORDER BY created_at DESC, rowid DESC LIMIT ?",
+                (limit,),
+            ).fetchall()
+        )
+        return [_spending(row) for row in rows]
+
+    async def operation_of(self, id_: str, account_id: int) -> str | None:
+        """The operation that made the token of a spending; None when none was begun."""
+        row = await self._db.read(
+            lambda conn: conn.execute(
+                "SELECT id FROM operations WHERE account_id = ? AND kind = 'send'"
+                " AND request_key = ?",
+                (account_id, id_),
+            ).fetchone()
+        )
+        return None if row is None else cast("str", row["id"])
+
+    # -- records ---------------------------------------------------------------------------
+
+    def note(self, pubkey: str, record: Record) -> None:
+        """Keep a provider's record from now on."""
+        self.records[pubkey] = record
+        self._db.write(
+            lambda conn: conn.execute(
+                "INSERT OR REPLACE INTO gateway_records VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    pubkey,
+                    record.served,
+                    record.failed,
+                    record.failed_in_a_row,
+                    record.overcharged,
+                    record.latency_ms,
+                    record.failed_at,
+                ),
+            )
+        )
+
+
+def _migrate(conn: sqlite3.Connection) -> None:
+    conn.execute("CREATE TABLE IF NOT EXISTS gateway_schema (version INTEGER NOT NULL) STRICT")
+    row = conn.execute("SELECT version FROM gateway_schema").fetchone()
+    if row is None:
+        conn.execute("INSERT INTO gateway_schema VALUES (0)")
+    done = 0 if row is None else int(row["version"])
+    for statements in _MIGRATIONS[done:]:
+        for statement in statements:
+            conn.execute(statement)
+    conn.execute("UPDATE gateway_schema SET version = ?", (max(done, len(_MIGRATIONS)),))
+
+
+def _spending(row: sqlite3.Row) -> Spending:
+    return Spending(
+        id=row["id"],
+        place=Place(
+            row["pubkey"], row["d"], row["name"], row["url"], tuple(json.loads(row["relays"]))
+        ),
+        carriage=row["carriage"],
+        model=row["model"],
+        mint=row["mint"],
+        amount=Msat(row["amount_msat"]),
+        state=row["state"],
+        back=Msat(row["back_msat"]),
+        expected=None if row["expected_msat"] is None else Msat(row["expected_msat"]),
+        change=row["change"],
+        note=row["note"],
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+    )

@@ -1,0 +1,180 @@
+"""Promise: ``nodestr wallet`` keeps a person's money and says where it is, and ``nodestr ask``
+prints the answer, what it cost and what came back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from node.demo.mint import EmbeddedMint
+from node.demo.purse import Purse
+from tests.e2e.gateway_world import Gateway, GatewayWorld, open_gateway_world
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def world(
+    mint: EmbeddedMint, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[GatewayWorld]:
+    async with AsyncExitStack() as stack:
+        opened = await open_gateway_world(stack, mint, tmp_path_factory.mktemp("gateway"))
+        await opened.fund(200)
+        yield opened
+        await opened.assert_conserved()
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Gateway:
+    """A wallet without money, and no network."""
+    return Gateway(tmp_path, ("ws://127.0.0.1:1",))
+
+
+@pytest.mark.parametrize("carriage", ["http", "nostr"])
+async def test_an_answer_is_printed_with_its_cost(world: GatewayWorld, carriage: str) -> None:
+    code, out, err = await world.gateway.run(
+        "ask", "what do you sell", "--carriage", carriage, "--max-tokens", "20"
+    )
+    assert code == 0, err
+    assert out.startswith("You asked: what do you sell")
+    assert "demo from " in err
+    assert f"over {carriage}" in err
+    assert "cost " in err
+    assert "change " in err
+
+
+async def test_the_answer_as_json_and_a_chosen_provider(world: GatewayWorld) -> None:
+    code, out, err = await world.gateway.run(
+        "ask", "-", "--provider", world.b.keys.npub, "--model", "demo", "--max-tokens", "10",
+        "--json", text="read me",
+    )  # fmt: skip
+    assert code == 0, err
+    document = json.loads(out)
+    assert document["choices"][0]["message"]["content"].startswith("You asked: read me")
+    bought = document["bought"]
+    assert bought["npub"] == world.b.keys.npub
+    assert bought["cost_msat"] == bought["paid_msat"] - bought["change_msat"]
+    assert bought["expected_msat"] <= bought["cost_msat"] < bought["expected_msat"] + 1000
+
+
+async def test_what_is_too_dear_is_not_bought(world: GatewayWorld) -> None:
+    code, out, err = await world.gateway.run(
+        "ask", "hello", "--model", "demo", "--max-price", "1", "--max-tokens", "60"
+    )
+    assert (code, out) == (1, "")
+    assert "more than is allowed for one (1 sat)" in err
+
+
+async def test_history_tells_what_was_bought(world: GatewayWorld) -> None:
+    await world.gateway.run("ask", "one more", "--max-tokens", "5")
+    document = await world.gateway.json("wallet", "history", "--limit", "1")
+    (latest,) = document["spendings"]
+    assert (latest["model"], latest["state"]) == ("demo", "settled")
+    assert 0 < latest["amount_msat"] - latest["back_msat"] <= 3_000
+    code, out, _ = await world.gateway.run("wallet", "history")
+    assert code == 0
+    assert "settled" in out
+
+
+async def test_a_token_that_is_sent_can_be_received_and_asked_for_again(
+    world: GatewayWorld,
+) -> None:
+    before = (await world.gateway.json("wallet", "balance"))["balance_msat"]
+    first = await world.gateway.json("wallet", "send", "7", "--id", "gift")
+    again = await world.gateway.json("wallet", "send", "7", "--id", "gift")
+    assert first["token"] == again["token"]
+    assert first["balance_msat"] == before - 7_000
+    async with Purse(world.mint.url) as purse:
+        assert await purse.receive(first["token"]) == 7
+        back = await purse.send(7)
+    received = await world.gateway.json("wallet", "receive", back)
+    assert (received["received_msat"], received["balance_msat"]) == (7_000, before)
+
+
+async def test_a_mint_has_to_be_agreed_to(empty: Gateway, mint: EmbeddedMint) -> None:
+    async with Purse(mint.url) as purse:
+        token = await purse.fund(5)
+    code, _, err = await empty.run("wallet", "receive", token)
+    assert code == 1
+    assert f"the token is of {mint.url}, which this wallet does not use: add --yes" in err
+    code, out, err = await empty.run("wallet", "receive", "-", "--mint", mint.url, text=token)
+    assert code == 0, err
+    assert out == "received 5 sat\nbalance  5 sat\n"
+    code, out, _ = await empty.run("wallet", "balance")
+    assert out == f"balance  5 sat\n         5 sat of {mint.url}\n"
+    assert empty.wallet.stat().st_mode & 0o777 == 0o600
+
+
+async def test_lightning_fills_the_wallet(empty: Gateway, mint: EmbeddedMint) -> None:
+    code, _, err = await empty.run("wallet", "topup", "21")
+    assert code == 1
+    assert "uses no mint yet" in err
+    code, out, err = await empty.run("wallet", "topup", "21", "--mint", mint.url)
+    assert code == 0, err
+    assert out.startswith("lnbc")
+    assert out.endswith("paid\nbalance  21 sat\n")
+    sent = await empty.json("wallet", "send", "all")
+    assert (sent["amount_msat"], sent["balance_msat"]) == (21_000, 0)
+
+
+async def test_mistakes_are_one_line(empty: Gateway) -> None:
+    for arguments, told in (
+        (("wallet", "receive", "cashuBnonsense"), "nodestr: "),
+        (("wallet", "receive"), "name a token"),
+        (("wallet", "send", "5"), "this wallet is empty"),
+        (("wallet", "send", "many"), "whole number of sat"),
+        (("ask", "hi"), "no provider was found"),
+    ):
+        empty.environment = {"NODESTR_GATEWAY__FIND_TIMEOUT_S": "0.5"}
+        code, out, err = await empty.run(*arguments)
+        assert (code, out) == (1, ""), arguments
+        assert told in err
+        assert len(err.strip().splitlines()) == 1, err
+    code, _, err = await empty.run("ask", "hi", "--carriage", "pigeon")
+    assert code == 2
+    assert "gateway.carriage" in err or "carriage" in err
+
+
+async def test_a_gateway_that_runs_is_asked_for_its_wallet(
+    world: GatewayWorld, tmp_path: Path
+) -> None:
+    note = world.gateway.wallet.with_name("wallet.db.gateway")
+    await world.start()
+    try:
+        assert note.stat().st_mode & 0o777 == 0o600
+        before = (await world.gateway.json("wallet", "balance"))["balance_msat"]
+        async with Purse(world.mint.url) as purse:
+            token = await purse.fund(9)
+        world.put_in += 9
+        received = await world.gateway.json("wallet", "receive", token)
+        assert received == {"received_msat": 9_000, "balance_msat": before + 9_000}
+        topped = await world.gateway.json("wallet", "topup", "3")
+        assert (topped["paid"], topped["balance_msat"]) == (True, before + 12_000)
+        world.put_in += 3
+        assert (await world.gateway.json("wallet", "recover"))["spendings"] == []
+        code, _, err = await world.gateway.run(
+            "wallet", "receive", "--mint", "https://other.example.com", token
+        )
+        assert (code, "does not use that mint yet" in err) == (1, True)
+        code, out, err = await world.gateway.run(
+            "ask", "hello", "--model", "demo", "--max-tokens", "9"
+        )
+        assert code == 0, err
+        assert out.startswith("You asked: hello")
+        assert f"demo from {world.a.keys.npub} through the gateway" in err
+        assert ", cost 1 sat" in err
+        code, _, err = await world.gateway.run("ask", "hello", "--carriage", "nostr")
+        assert (code, "is in use by another nodestr" in err) == (1, True)
+        for secret in ("", "guess"):
+            refused = await world.gateway.post(
+                "/gateway/send", {"secret": secret, "arguments": {"sat": 1}}
+            )
+            assert refused.status_code == 401
+    finally:
+        await world.gateway.stop()
+    assert not note.exists()
