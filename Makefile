@@ -26,7 +26,7 @@ test: $(STAMP)  ## all tests (ARGS='-k name' to choose)
 soak: $(STAMP)  ## thousands of mixed operations with kills and faults, requests over bad lines to relays, then the whole kill matrix (SOAK='--seed 7', NOSTR='--loss 0.3'); takes long
 	@$(BIN)/python -m tests.soak $(SOAK)
 	@$(BIN)/python -m tests.soak.nostr $(NOSTR)
-	@NODESTR_SOAK=1 $(BIN)/python -m pytest tests/integration/test_kill_matrix.py tests/integration/test_lightning_kills.py $(ARGS)
+	@NODESTR_SOAK=1 $(BIN)/python -m pytest tests/integration/test_kill_matrix.py tests/integration/test_lightning_kills.py tests/e2e/test_gateway_money.py tests/e2e/test_gateway_chaos.py tests/e2e/test_slow_clients.py $(ARGS)
 
 bench: $(STAMP)  ## the node beside a bare proxy, in numbers (ARGS=--quick, ARGS=--profile, ARGS=--help)
 	@$(BIN)/python -m bench $(ARGS)

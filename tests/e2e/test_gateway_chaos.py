@@ -1,9 +1,10 @@
-"""Promise: a gateway, a node and a relay killed in turn during a hundred requests: nothing is
+"""Promise: a gateway, a node and a relay killed in turn during many requests: nothing is
 charged twice and no sat is lost."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -14,15 +15,14 @@ import pytest
 from node.demo.mint import EmbeddedMint
 from tests.e2e.gateway_world import CHAT, GatewayWorld, open_gateway_world
 
-REQUESTS = 100
+SOAK = bool(os.environ.get("NODESTR_SOAK"))
+REQUESTS = 100 if SOAK else 25
 AT_ONCE = 8
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("carriage", ["http", "nostr"])
-async def test_a_hundred_requests_among_kills(
-    mint: EmbeddedMint, tmp_path: Path, carriage: str
-) -> None:
+@pytest.mark.parametrize("carriage", ["http", "nostr"] if SOAK else ["nostr"])
+async def test_requests_among_kills(mint: EmbeddedMint, tmp_path: Path, carriage: str) -> None:
     async with AsyncExitStack() as stack:
         world = await open_gateway_world(stack, mint, tmp_path, "--carriage", carriage)
         await world.fund(2000)
