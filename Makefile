@@ -1,6 +1,7 @@
 # `make demo` and `make test` need Python 3.11 and make, nothing else.
 PYTHON ?= python3.11
 VENV := .venv
+JOBS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
@@ -20,8 +21,8 @@ $(STAMP): requirements.lock pyproject.toml
 demo: $(STAMP)  ## run the main job for real on loopback (ARGS=--check to verify and stop)
 	@$(BIN)/nodestr demo $(ARGS)
 
-test: $(STAMP)  ## all tests (ARGS='-k name' to choose)
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP)  ## all tests, in two processes (JOBS=4 for more, ARGS='-k name' to choose)
+	@PYTHONHASHSEED=0 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 soak: $(STAMP)  ## thousands of mixed operations with kills and faults, requests over bad lines to relays, then the whole kill matrix (SOAK='--seed 7', NOSTR='--loss 0.3'); takes long
 	@$(BIN)/python -m tests.soak $(SOAK)
