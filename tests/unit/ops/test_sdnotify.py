@@ -55,7 +55,7 @@ async def test_the_watchdog_is_fed(
     [
         ("60000000", None, 30.0),
         ("60000000", "1", None),
-        ("60000000", str(os.getpid()), 30.0),
+        ("60000000", "own", 30.0),
         ("0", None, None),
         ("x", None, None),
         (None, None, None),
@@ -64,6 +64,7 @@ async def test_the_watchdog_is_fed(
 def test_the_watchdog_interval(
     monkeypatch: pytest.MonkeyPatch, usec: str | None, pid: str | None, interval_s: float | None
 ) -> None:
+    pid = str(os.getpid()) if pid == "own" else pid
     for name, value in (("WATCHDOG_USEC", usec), ("WATCHDOG_PID", pid)):
         if value is None:
             monkeypatch.delenv(name, raising=False)
