@@ -19,7 +19,7 @@ from node.settings import Settings
 from node.settings_market import UpstreamSettings
 from node.settings_routing import RateSettings
 from node.upstream.balance import BalanceWatch
-from node.upstream.dialects import NATIVE
+from node.upstream.dialects import NATIVE, Translator
 from node.upstream.lane import Lane
 from node.upstream.listing import Discovery
 from node.upstream.rates import PRESETS, Rates, RateSource, RateTerms
@@ -137,7 +137,7 @@ class Market:
 
 def _lane(item: UpstreamSettings, session: aiohttp.ClientSession) -> Lane:
     native = NATIVE[item.dialect]
-    translators = {
+    translators: dict[str, Translator] = {
         endpoint: translator
         for endpoint in ENDPOINTS
         if (translator := translator_for(endpoint, native)) is not None

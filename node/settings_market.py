@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from node.core.catalog import Endpoint
 from node.core.plans import BackendPlan, ListTerms, ModelPlan, takes_only_newer_limit
 from node.core.tariff import FREE, KINDS, Amount, Tariff
 from node.settings_sections import Section
@@ -37,25 +38,7 @@ COUNTED_FIELDS = frozenset({
     "partial_images", "response_format", "speed", "store", "top_n", "service_tier",
 })  # fmt: skip
 """What a call is measured by, and therefore not fixed for all of them."""
-Endpoints = Annotated[
-    tuple[
-        Literal[
-            "chat",
-            "completions",
-            "embeddings",
-            "images",
-            "transcriptions",
-            "translations",
-            "speech",
-            "responses",
-            "messages",
-            "moderations",
-            "rerank",
-        ],
-        ...,
-    ],
-    Field(min_length=1),
-]
+Endpoints = Annotated[tuple[Endpoint, ...], Field(min_length=1)]
 
 
 class UpstreamSettings(Section):

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal, TypeAlias, get_args
 
 from node.core.money import Msat
 from node.core.pricing import Price, dearest
 from node.core.usage import Usage
 from node.errors import ModelNotFound, PriceUnknown
 
-ENDPOINTS = (
+Endpoint: TypeAlias = Literal[
     "chat",
     "completions",
     "embeddings",
@@ -23,8 +24,9 @@ ENDPOINTS = (
     "messages",
     "moderations",
     "rerank",
-)
+]
 """What a model can be used for."""
+ENDPOINTS: tuple[Endpoint, ...] = get_args(Endpoint)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,11 @@ from node.core.money import Msat
 from node.core.usage import Usage
 from node.errors import NodeError
 
+KEY_HEADERS = ("authorization", "x-api-key")
+"""Where a key may stand, the one that counts first; lower-case names."""
+CREDENTIALS = (*KEY_HEADERS, "x-cashu")
+"""The headers that name a payer."""
+
 Carriage: TypeAlias = Literal["http", "nostr"]
 
 

@@ -32,8 +32,6 @@ from node.service.terms import account_terms
 
 MIN_ADMIN_KEY_CHARS = 16
 MAX_ADMIN_KEY_CHARS = 200
-KEY_HEADERS = ("authorization", "x-api-key")
-"""Where a key may stand, the one that counts first."""
 
 
 @dataclass(frozen=True, slots=True)

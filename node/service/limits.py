@@ -20,13 +20,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from node.core.accounts import Account
-from node.core.exchange import Request
+from node.core.exchange import CREDENTIALS, Request
 from node.errors import RateLimitExceeded
 
 MAX_KEYS = 100_000
 """Keys remembered; the one that was quiet longest is forgotten first."""
 CONCURRENCY_RETRY_S = 1
-_CREDENTIALS = ("authorization", "x-cashu", "x-api-key")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +68,7 @@ class Quota:
 
 def has_credentials(request: Request) -> bool:
     """Whether a request names a payer; if it is a good one remains to be seen."""
-    return any(request.headers.get(name) for name in _CREDENTIALS)
+    return any(request.headers.get(name) for name in CREDENTIALS)
 
 
 def stranger(request: Request) -> str:

@@ -106,7 +106,7 @@ class Pipeline:
     async def run(self, request: Request, prepare: Prepare) -> AsyncGenerator[ReplyEvent, None]:
         """The events of one call. Close the generator when the client is gone."""
         max_cost = Msat(0)
-        running = ""
+        digest = running = ""
         answer: _Answer | None = None
         refused: Refused | None = None
         try:
@@ -117,13 +117,15 @@ class Pipeline:
                 running = payer.limit_key
                 prepared = prepare(request, self._catalog)
                 call = prepared if isinstance(prepared, PreparedCall) else await prepared
+                if request.idempotency_key:
+                    digest = _digest(request)
                 price = call.model.price
                 max_cost = price.most(call.most)
                 await payer.begin(
                     HoldRequest(
                         request_id=request.request_id,
                         request_key=request.idempotency_key,
-                        digest=_digest(request) if request.idempotency_key else "",
+                        digest=digest,
                         model=call.model.id,
                         price=price,
                         max_cost=max_cost,
@@ -137,7 +139,7 @@ class Pipeline:
                 answer = _Answer(request, call, payer, self._upstream, self._patience_s, self._room)
                 events = shown = answer.events()
                 if self._answers is not None and is_named(request):
-                    shown = self._recorded(request, answer, events)
+                    shown = self._recorded(request, answer, events, digest)
                 try:
                     async for event in shown:
                         yield event
@@ -147,7 +149,7 @@ class Pipeline:
                     await shown.aclose()
                     await events.aclose()
             if refused is not None:
-                for event in await self._refused(request, refused, max_cost):
+                for event in await self._refused(request, refused, max_cost, digest):
                     yield event
         finally:
             try:
@@ -157,12 +159,12 @@ class Pipeline:
                 self._limiter.leave(running)
 
     async def _refused(
-        self, request: Request, refused: Refused, max_cost: Msat
+        self, request: Request, refused: Refused, max_cost: Msat, digest: str
     ) -> list[ReplyEvent]:
         """What a payer that does not pay gets: the answer it has paid for, if this is that one."""
         if refused.answered is not None and self._answers is not None and is_named(request):
             stored = await self._answers.find(
-                refused.answered.hold_id, request.idempotency_key or "", _digest(request)
+                refused.answered.hold_id, request.idempotency_key or "", digest
             )
             if stored is not None:
                 headers = {"content-type": stored.content_type, "cache-control": "no-store"}
@@ -175,7 +177,11 @@ class Pipeline:
         return [Failed(refused.error, refused.receipt)]
 
     async def _recorded(
-        self, request: Request, answer: _Answer, events: AsyncGenerator[ReplyEvent, None]
+        self,
+        request: Request,
+        answer: _Answer,
+        events: AsyncGenerator[ReplyEvent, None],
+        digest: str,
     ) -> AsyncGenerator[ReplyEvent, None]:
         """``events``, kept for when this request is asked again, before the last of it leaves.
 
@@ -196,12 +202,18 @@ class Pipeline:
                 started = event
             elif isinstance(event, Receipt) and last is not None:
                 if answer.whole and started is not None and len(body) <= self._max_stored_bytes:
-                    await self._keep(request, answer.payer, started, bytes(body), event)
+                    await self._keep(request, digest, answer.payer, started, bytes(body), event)
                 yield last
             yield event
 
     async def _keep(
-        self, request: Request, payer: Payer, started: Started, body: bytes, receipt: Receipt
+        self,
+        request: Request,
+        digest: str,
+        payer: Payer,
+        started: Started,
+        body: bytes,
+        receipt: Receipt,
     ) -> None:
         assert self._answers is not None
         answer = StoredAnswer(
@@ -209,7 +221,7 @@ class Pipeline:
         )
         try:
             await self._answers.keep(
-                await payer.hold_id(), request.idempotency_key or "", _digest(request), answer
+                await payer.hold_id(), request.idempotency_key or "", digest, answer
             )
         except Exception as error:  # the client has paid and gets its answer all the same
             log.error("answer_not_kept", request_id=request.request_id, reason=type(error).__name__)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from node.core.exchange import Request
+from node.core.exchange import KEY_HEADERS, Request
 from node.core.money import MSAT_PER_SAT
 from node.errors import InvalidApiKey, InvalidValue
-from node.service.accounts import KEY_HEADERS, Accounts, Unopened, check_date, is_token
+from node.service.accounts import Accounts, Unopened, check_date, is_token
 from node.service.dispatch import Reply
 from node.service.invoices import Invoices
 from node.service.json_body import json_object

@@ -13,9 +13,10 @@ from node.core.catalog import Catalog, Model
 from node.core.exchange import Request
 from node.core.money import Msat
 from node.core.usage import Usage
-from node.errors import InvalidJson, InvalidValue, UpstreamFailed
+from node.errors import ContextLengthExceeded, InvalidJson, InvalidValue, UpstreamFailed
 from node.ports import Payload
 from node.service.inference.checks import refuse_file_ids, with_fixed
+from node.service.inference.estimate import MAX_BYTES_PER_TOKEN, PromptEstimate
 
 JSON = "application/json"
 EVENT_STREAM = "text/event-stream"
@@ -166,41 +167,25 @@ def model_for(catalog: Catalog, model_id: object, endpoint: str) -> Model:
     return model
 
 
-def refuse_long_caches(request: Request, document: object) -> None:
-    """Anthropic asks more for what is cached for an hour than one price for cache writes covers.
-
-    Raises InvalidValue.
-    """
-    if b'"1h"' not in request.body:
-        return
-    level = [document]
-    while level:
-        inner: list[object] = []
-        for item in level:
-            if isinstance(item, dict):
-                mark = item.get("cache_control")
-                if isinstance(mark, dict) and mark.get("ttl") == "1h":
-                    raise InvalidValue("caches of an hour are not sold here", param="cache_control")
-                inner.extend(item.values())
-            elif isinstance(item, list):
-                inner.extend(item)
-        level = inner
+def check_fits(estimate: PromptEstimate, model: Model, param: str) -> None:
+    """Raises ContextLengthExceeded when a prompt is too long for certain."""
+    what = "input" if param == "input" else "prompt"
+    if estimate.content_bytes > model.context_length * MAX_BYTES_PER_TOKEN:
+        raise ContextLengthExceeded(
+            f"the {what} does not fit the model's {model.context_length} tokens", param=param
+        )
 
 
-def prompt_bound(model: Model, bound: int, typical: int, *, unseen: bool = False) -> int:
+def prompt_bound(estimate: PromptEstimate, model: Model) -> int:
     """How many tokens a prompt may come to: no more than a backend of the model takes at once.
 
     A prompt that looks longer than that is held at what its bytes may be: then a context is
     larger than this node was told, or the upstream refuses it.
-
-    Args:
-        bound, typical: of the estimate.
-        unseen: parts of it cannot be measured from here.
     """
     context = model.largest_context
-    if unseen:
-        return max(context, typical)
-    return bound if typical > context else min(bound, context)
+    if estimate.unseen:
+        return max(context, estimate.typical)
+    return estimate.bound if estimate.typical > context else min(estimate.bound, context)
 
 
 def wants_change_in_stream(request: Request) -> bool:

@@ -7,18 +7,19 @@ from typing import Any
 from node.core.catalog import Catalog, Model
 from node.core.exchange import Request
 from node.core.usage import Usage
-from node.errors import ContextLengthExceeded, InvalidValue
+from node.errors import InvalidValue
 from node.service.inference.call import (
     EVENT_STREAM,
     JSON,
     JsonPayload,
     PreparedCall,
+    check_fits,
     model_for,
     prompt_bound,
-    refuse_long_caches,
     wants_change_in_stream,
 )
-from node.service.inference.estimate import MAX_BYTES_PER_TOKEN, estimate_prompt
+from node.service.inference.checks import refuse_long_caches
+from node.service.inference.estimate import estimate_prompt
 from node.service.inference.fields import ask_for_usage, flag, limit_output, optional_int
 from node.service.inference.metering import meter_for
 from node.service.inference.sizes import fit_chat
@@ -42,13 +43,10 @@ def prepare_chat(request: Request, catalog: Catalog) -> PreparedCall:
     """
     document = json_object(request)
     model = model_for(catalog, document.get("model"), "chat")
-    refuse_long_caches(request, document)
+    refuse_long_caches(document, request.body)
     _check_modalities(document, model)
     estimate = estimate_prompt(document)
-    if estimate.content_bytes > model.context_length * MAX_BYTES_PER_TOKEN:
-        raise ContextLengthExceeded(
-            f"the prompt does not fit the model's {model.context_length} tokens", param="messages"
-        )
+    check_fits(estimate, model, "messages")
     stream = flag(document, "stream")
     include_usage = ask_for_usage(document) if stream else False
     choices = optional_int(document, "n", most=MAX_CHOICES) or 1
@@ -57,7 +55,7 @@ def prepare_chat(request: Request, catalog: Catalog) -> PreparedCall:
     per_choice = limit_output(
         document, model, ("max_completion_tokens", "max_tokens"), default="max_tokens"
     )
-    bound = prompt_bound(model, estimate.bound, estimate.typical, unseen=estimate.unseen)
+    bound = prompt_bound(estimate, model)
     return PreparedCall(
         model=model,
         endpoint="chat",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from node.core.catalog import Model
@@ -46,18 +46,42 @@ def refuse_file_ids(document: Mapping[str, Any], encoded: bytes) -> None:
     """
     if b'"file_id"' not in encoded:
         return
-    level: list[object] = [document.get(name) for name in _CONVERSATION]
+    for item in _objects([document.get(name) for name in _CONVERSATION], left_out=_CALLS):
+        if item.get("file_id") is not None:
+            raise InvalidValue(
+                "files cannot be referred to by id here; send what is in them", param="file_id"
+            )
+
+
+def refuse_long_caches(document: Mapping[str, Any], body: bytes) -> None:
+    """Anthropic asks more for what is cached for an hour than one price for cache writes covers.
+
+    Args:
+        body: ``document`` as it came; most hold no such time and are not walked through.
+
+    Raises InvalidValue.
+    """
+    if b'"1h"' not in body:
+        return
+    for item in _objects([document]):
+        mark = item.get("cache_control")
+        if isinstance(mark, dict) and mark.get("ttl") == "1h":
+            raise InvalidValue("caches of an hour are not sold here", param="cache_control")
+
+
+def _objects(
+    level: list[Any], left_out: frozenset[str] = frozenset()
+) -> Iterator[Mapping[str, Any]]:
+    """Every JSON object in ``level``, however deep; but for those of a type ``left_out`` and what
+    is in them."""
     while level:
-        inner: list[object] = []
+        inner: list[Any] = []
         for item in level:
             if isinstance(item, dict):
-                if item.get("type") in _CALLS:
+                kind = item.get("type")
+                if isinstance(kind, str) and kind in left_out:
                     continue
-                if item.get("file_id") is not None:
-                    raise InvalidValue(
-                        "files cannot be referred to by id here; send what is in them",
-                        param="file_id",
-                    )
+                yield item
                 inner.extend(item.values())
             elif isinstance(item, list):
                 inner.extend(item)

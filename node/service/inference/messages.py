@@ -10,19 +10,19 @@ import orjson
 from node.core.catalog import Catalog, Model
 from node.core.exchange import Request
 from node.core.usage import Usage
-from node.errors import ContextLengthExceeded, InvalidValue
+from node.errors import InvalidValue
 from node.service.inference.call import (
     EVENT_STREAM,
     JSON,
     JsonPayload,
     PreparedCall,
+    check_fits,
     model_for,
     prompt_bound,
-    refuse_long_caches,
     wants_change_in_stream,
 )
+from node.service.inference.checks import refuse_long_caches
 from node.service.inference.estimate import (
-    MAX_BYTES_PER_TOKEN,
     TOKENS_PER_TOOLS,
     PromptEstimate,
 )
@@ -71,16 +71,13 @@ def prepare_messages(request: Request, catalog: Catalog) -> PreparedCall:
     """
     document = json_object(request)
     model = model_for(catalog, document.get("model"), "messages")
-    refuse_long_caches(request, document)
+    refuse_long_caches(document, request.body)
     _refuse_what_is_dear(document)
     estimate = _estimate(document)
-    if estimate.content_bytes > model.context_length * MAX_BYTES_PER_TOKEN:
-        raise ContextLengthExceeded(
-            f"the prompt does not fit the model's {model.context_length} tokens", param="messages"
-        )
+    check_fits(estimate, model, "messages")
     stream = flag(document, "stream")
     most = _limit_output(document, model)
-    bound = prompt_bound(model, estimate.bound, estimate.typical, unseen=estimate.unseen)
+    bound = prompt_bound(estimate, model)
     return PreparedCall(
         model=model,
         endpoint="messages",

@@ -127,12 +127,13 @@ class StreamMeter:
         return b"".join([self._pass(raw) for raw in raws])
 
     def usage(self) -> Usage:
+        told = self._usage
+        if told is not None and self.complete:
+            return told
         seen = self._output.usage(self._call)
-        if self._usage is None:
-            return seen
-        if not self.complete and self._usage.completion_tokens < seen.completion_tokens:
-            return replace(self._usage, completion_tokens=seen.completion_tokens)
-        return self._usage
+        if told is None or told.completion_tokens >= seen.completion_tokens:
+            return told or seen
+        return replace(told, completion_tokens=seen.completion_tokens)
 
     def finish(self, cost: Msat, change: str | None) -> bytes:
         """The last bytes of the stream. Only a client that asked gets a usage chunk."""

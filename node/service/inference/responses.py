@@ -15,19 +15,19 @@ from node.core.catalog import Catalog
 from node.core.exchange import Request
 from node.core.money import Msat, ceil_div
 from node.core.usage import Usage, usage_from_responses
-from node.errors import ContextLengthExceeded, InvalidValue, UpstreamFailed
+from node.errors import InvalidValue, UpstreamFailed
 from node.service.inference.call import (
     EVENT_STREAM,
     JSON,
     JsonPayload,
     Meter,
     PreparedCall,
+    check_fits,
     model_for,
     prompt_bound,
     wants_change_in_stream,
 )
 from node.service.inference.estimate import (
-    MAX_BYTES_PER_TOKEN,
     TOKENS_PER_TOOLS,
     PromptEstimate,
 )
@@ -85,16 +85,14 @@ def prepare_responses(request: Request, catalog: Catalog) -> PreparedCall:
     _check_tools(document)
     _refuse_what_is_dear(document)
     estimate = _estimate(document)
-    fits = estimate.content_bytes <= model.context_length * MAX_BYTES_PER_TOKEN
-    if not fits and document.get("truncation") != "auto":
-        raise ContextLengthExceeded(
-            f"the input does not fit the model's {model.context_length} tokens", param="input"
-        )
+    cut = document.get("truncation") == "auto"
+    if not cut:
+        check_fits(estimate, model, "input")
     stream = flag(document, "stream")
     most = limit_output(document, model, ("max_output_tokens",), default="max_output_tokens")
     document["store"] = False
-    bound = prompt_bound(model, estimate.bound, estimate.typical, unseen=estimate.unseen)
-    if document.get("truncation") == "auto":
+    bound = prompt_bound(estimate, model)
+    if cut:
         bound = min(bound, model.largest_context)
     return PreparedCall(
         model=model,

@@ -15,6 +15,7 @@ from discovery.nostr.event import Rumor
 from discovery.nostr.giftwrap import GIFT_WRAP
 from discovery.nostr.keys import Keys
 from discovery.nostr.pool import RelayPool
+from node.core.exchange import CREDENTIALS
 from node.transport.dm.codec import REPLY_KIND, RequestHead
 from node.transport.dm.cutter import MIN_PART_BYTES, PART_BYTES
 from node.transport.dm.limits import DmLimits
@@ -22,7 +23,6 @@ from node.transport.dm.publishing import Delivery, Publisher
 
 _log = structlog.get_logger()
 _SMALLER_FOR_S = 600.0
-_CREDENTIALS = ("authorization", "x-api-key", "x-cashu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ def recipient_of(
         head: of the message; None when that is not known.
         relays, wrap: what the message asks for.
     """
-    offers = head is not None and not head.headers.keys().isdisjoint(_CREDENTIALS)
+    offers = head is not None and not head.headers.keys().isdisjoint(CREDENTIALS)
     answer = kind if not wrap or kind in wrap else wrap[0]
     return Recipient(
         pubkey=sender,

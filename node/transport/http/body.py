@@ -15,6 +15,7 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestPayloadError
 from multidict import istr
 
+from node.core.exchange import CREDENTIALS
 from node.errors import (
     InvalidValue,
     RateLimitExceeded,
@@ -34,7 +35,6 @@ BODY_TIMEOUT_S = 60.0
 BUSY_RETRY_S = 5
 """When to ask again where there was no room for the body."""
 
-_CREDENTIALS = ("authorization", "x-api-key", "x-cashu")
 _CONTENT_ENCODING = istr("Content-Encoding")
 _PLAIN = frozenset({"", "identity"})
 _INFLATE_IN_BYTES = 64 << 10
@@ -102,7 +102,7 @@ class BodyLimits:
         if size_bytes > self.max_bytes:
             raise RequestTooLarge(f"the body may have {self.max_bytes} bytes")
         if size_bytes > self.max_anonymous_bytes and not any(
-            request.headers.get(name) for name in _CREDENTIALS
+            request.headers.get(name) for name in CREDENTIALS
         ):
             raise RequestTooLarge(
                 f"without Authorization or X-Cashu the body may have {self.max_anonymous_bytes}"

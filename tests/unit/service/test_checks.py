@@ -95,6 +95,12 @@ def test_files_of_the_operators_account_are_nobody_elses(
         call(prepare, body)
 
 
+def test_a_part_of_no_known_kind_is_looked_into() -> None:
+    part = {"type": ["file"], "file": {"file_id": "f"}}
+    with pytest.raises(InvalidValue):
+        call(prepare_chat, {"messages": [{"role": "user", "content": [part]}]})
+
+
 def test_a_file_id_that_is_the_clients_own_word_passes() -> None:
     schema = {"type": "object", "properties": {"file_id": {"type": "string"}}}
     tool = {"name": "open", "input_schema": schema}
