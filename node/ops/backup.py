@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from node.ledger.books import Books, account_discrepancies, open_read_only, sum_books
-from node.ledger.database import StorageError, migrate
+from node.ledger.migrating import StorageError, migrate
 from node.ledger.reconciling import mark_restored
 
 _PAGES = 4096

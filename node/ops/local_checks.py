@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 from node.ledger.books import open_read_only
-from node.ledger.database import schema_versions
+from node.ledger.migrating import schema_versions
 from node.ops.check import examine
 from node.ops.probes import Finding, passed
 from node.settings import Settings

@@ -21,7 +21,7 @@ from node.ledger.counters import (
     watch_on,
     watched_ranges,
 )
-from node.ledger.database import migrate
+from node.ledger.migrating import migrate
 
 KEYSET = "00" * 8
 STEPS = st.lists(st.tuples(st.sampled_from(["begin", "sign", "refuse"]), st.integers(1, 20)))

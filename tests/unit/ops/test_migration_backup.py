@@ -10,13 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from node.ledger import database
-from node.ledger.database import (
-    Database,
-    StorageError,
-    keep_before_migration,
-    schema_versions,
-)
+from node.ledger import migrating
+from node.ledger.database import Database, StorageError
+from node.ledger.migrating import keep_before_migration, schema_versions
 
 MIGRATIONS = Path(__file__).parents[3] / "node" / "ledger" / "migrations"
 
@@ -98,8 +94,8 @@ async def test_a_migration_that_fails_leaves_the_database_and_no_copies(
     now = mark(path)
     broken = tmp_path / "9999_broken.sql"
     broken.write_text("UPDATE meta SET value = 'after';\nCREATE TABLE meta (x);")
-    scripts = database._scripts()
-    monkeypatch.setattr(database, "_scripts", lambda: [*scripts, broken])
+    scripts = migrating._scripts()
+    monkeypatch.setattr(migrating, "_scripts", lambda: [*scripts, broken])
     for _ in range(2):
         with pytest.raises(StorageError, match="already exists"):
             await Database.open(path)
