@@ -23,6 +23,24 @@ KEY_HEADERS = ("authorization", "x-api-key")
 CREDENTIALS = (*KEY_HEADERS, "x-cashu")
 """The headers that name a payer."""
 
+REQUEST_HEADERS = frozenset(
+    {
+        "content-type",
+        "accept",
+        "authorization",
+        "x-api-key",
+        "x-cashu",
+        "x-cashu-change",
+        "idempotency-key",
+        "if-none-match",
+        "anthropic-version",
+        "anthropic-beta",
+        "refund-lnurl",
+        "key-expiry-time",
+    }
+)
+"""What of a request's headers is read; the others are dropped by the carriages, unseen."""
+
 Carriage: TypeAlias = Literal["http", "nostr"]
 
 

@@ -15,8 +15,6 @@ from node.core.money import Msat
 from node.errors import MissingKey
 from node.service.dispatch import Dispatcher, Reply, Route
 from node.service.routes import routes
-from node.transport.dm.codec import ALLOWED_HEADERS
-from node.transport.http.decode import HEADERS
 from node.transport.http.runner import HttpServer
 from node.transport.http.server import create_app
 from tests.fakes.http_node import HEAD, Node, ScriptedHealth, parts, running
@@ -134,11 +132,6 @@ async def test_what_a_client_has_already_is_not_sent_again(client: aiohttp.Clien
             assert await response.read() == b""
         async with client.get(url + "/v1/providers", headers={"If-None-Match": '"x"'}) as response:
             assert response.status == 200
-
-
-def test_both_carriages_read_the_same_headers() -> None:
-    assert HEADERS == ALLOWED_HEADERS
-    assert "if-none-match" in HEADERS
 
 
 class _Anything:

@@ -18,6 +18,7 @@ from typing import Any, TypeAlias, TypeVar
 import orjson
 
 from discovery.nostr.giftwrap import EPHEMERAL_GIFT_WRAP, GIFT_WRAP
+from node.core.exchange import REQUEST_HEADERS
 from node.errors import InvalidJson, InvalidValue, NodeError, RequestTooLarge
 from node.transport.dm.cutter import PART_BYTES, body_room, dump
 from node.transport.dm.target import MAX_RELAYS, relay_url
@@ -28,23 +29,6 @@ REPLY_KIND = 81
 MAX_ID_CHARS = 100
 MAX_NACKS = 256
 MAX_HEADERS = 64
-ALLOWED_HEADERS = frozenset(
-    {
-        "content-type",
-        "accept",
-        "authorization",
-        "x-api-key",
-        "x-cashu",
-        "x-cashu-change",
-        "idempotency-key",
-        "if-none-match",
-        "anthropic-version",
-        "anthropic-beta",
-        "refund-lnurl",
-        "key-expiry-time",
-    }
-)
-"""What of a request's headers is read; the others are dropped unseen."""
 MAX_INT = 2**53 - 1
 
 _METHOD = re.compile(r"[A-Z]{1,16}")
@@ -202,7 +186,7 @@ def _request_part(document: dict[str, Any], message_id: str) -> RequestPart:
             headers={
                 name: value
                 for name, value in _strings(document, "headers").items()
-                if name in ALLOWED_HEADERS
+                if name in REQUEST_HEADERS
             },
             sha256=_matching(document, "sha256", _SHA256) if "sha256" in document else None,
         )

@@ -8,29 +8,12 @@ import re
 from aiohttp import web
 from multidict import istr
 
-from node.core.exchange import Request
+from node.core.exchange import REQUEST_HEADERS, Request
 from node.errors import InvalidValue
 from node.transport.http.body import BodyLimits, BudgetShare, read_body
 
-HEADERS = frozenset(
-    {
-        "content-type",
-        "accept",
-        "authorization",
-        "x-api-key",
-        "x-cashu",
-        "x-cashu-change",
-        "idempotency-key",
-        "if-none-match",
-        "anthropic-version",
-        "anthropic-beta",
-        "refund-lnurl",
-        "key-expiry-time",
-    }
-)
-"""The headers that mean something here. Nothing else goes further than this file."""
 MAX_IDEMPOTENCY_KEY_CHARS = 255
-_NAMES = tuple((name, istr(name)) for name in sorted(HEADERS))
+_NAMES = tuple((name, istr(name)) for name in sorted(REQUEST_HEADERS))
 """With the form in which they are found without being folded again."""
 _REQUEST_ID = istr("X-Request-Id")
 _SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,100}")
