@@ -60,9 +60,15 @@ class Walk:
         """Both nodes' announcements and model pages are on the relay."""
         with self.report.step("announced", "both nodes announce themselves on the relay") as step:
             async with RelayPool([self.world.relay]) as pool:
+                await eventually(partial(self._reached, pool), timeout_s=10)
                 for node in self.world.nodes:
                     await eventually(partial(self._announced, pool, node), timeout_s=60)
             step.detail = f"kinds {KIND_PROVIDER} and {KIND_MODEL_PAGE}, prices as configured"
+
+    async def _reached(self, pool: RelayPool) -> None:
+        trouble = pool.trouble(self.world.relay)
+        if trouble is not None:
+            raise DemoFailure(f"{self.world.relay}: {trouble}")
 
     async def _announced(self, pool: RelayPool, node: DemoNode) -> None:
         kinds = [KIND_PROVIDER, KIND_MODEL_PAGE]
