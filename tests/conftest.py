@@ -11,11 +11,23 @@ import pytest
 from hypothesis import settings
 
 from node.demo.mint import EmbeddedMint
+from node.demo.process import Child
 from node.demo.purse import Purse
 from node.demo.relay import EmbeddedRelay
+from tests.fakes import forks
 
 settings.register_profile("nodestr", deadline=None)  # no test depends on speed
 settings.load_profile("nodestr")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _forked_nodes() -> Iterator[None]:
+    """Nodes and commands start from a process that has imported the program."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Child, "launch", staticmethod(forks.launch))
+        yield
+    forks.stop()
+
 
 OpenPurse: TypeAlias = Callable[..., Awaitable[Purse]]
 

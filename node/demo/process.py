@@ -11,8 +11,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar, Protocol
 
 _PORTS = range(20_000, 32_000)
 """Below the range from which outgoing connections draw."""
@@ -26,6 +27,36 @@ if sys.platform == "linux":
 os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 """
 """Ties the child's life to ours, then becomes the child: no orphan outlives a killed parent."""
+
+
+class Process(Protocol):
+    """What is used of ``subprocess.Popen``."""
+
+    pid: int
+
+    def poll(self) -> int | None: ...
+
+    def wait(self) -> int: ...
+
+    def send_signal(self, sig: int) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+def launch(
+    arguments: Sequence[str], directory: Path, environment: Mapping[str, str], output: int
+) -> Process:
+    """``python arguments``, its output and errors into a descriptor. Raises OSError."""
+    return subprocess.Popen(  # noqa: S603  our own interpreter
+        [sys.executable, "-c", _LAUNCH, str(os.getpid()), *arguments],
+        cwd=directory,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        # Ctrl-C reaches us only: we stop things in the right order.
+        start_new_session=True,
+    )
 
 
 class Child:
@@ -42,6 +73,8 @@ class Child:
         stop_timeout_s: how long it may take to end before it is killed.
     """
 
+    launch: ClassVar[Callable[..., Process]] = staticmethod(launch)
+
     def __init__(
         self,
         arguments: Sequence[str],
@@ -56,7 +89,7 @@ class Child:
         self._directory = directory
         self._environment = dict(environment)
         self._stop_timeout_s = stop_timeout_s
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
 
     @property
     def pid(self) -> int | None:
@@ -66,15 +99,8 @@ class Child:
     def start(self) -> None:
         """Start it. Raises OSError."""
         with self.log_file.open("ab") as log:
-            self._process = subprocess.Popen(  # noqa: S603  our own interpreter
-                [sys.executable, "-c", _LAUNCH, str(os.getpid()), *self._arguments],
-                cwd=self._directory,
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                # Ctrl-C reaches us only: we stop things in the right order.
-                start_new_session=True,
+            self._process = self.launch(
+                self._arguments, self._directory, self._environment, log.fileno()
             )
 
     def running(self) -> bool:

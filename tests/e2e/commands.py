@@ -11,6 +11,8 @@ from pathlib import Path
 
 import httpx
 
+from tests.fakes import forks
+
 
 async def run(
     *args: str | Path,
@@ -23,19 +25,12 @@ async def run(
     Args:
         environment: all the variables it has besides PATH.
     """
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "node",
-        *(str(arg) for arg in args),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env={"PATH": os.environ.get("PATH", os.defpath), **(environment or {})},
-        cwd=cwd,
+    return await forks.server().run(
+        [str(arg) for arg in args],
+        environment={"PATH": os.environ.get("PATH", os.defpath), **(environment or {})},
+        stdin=stdin.encode(),
+        directory=cwd,
     )
-    out, err = await asyncio.wait_for(process.communicate(stdin.encode()), 60)
-    return process.returncode or 0, out.decode(), err.decode()
 
 
 @asynccontextmanager

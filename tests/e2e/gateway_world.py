@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import sqlite3
-import sys
 import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
@@ -29,6 +28,7 @@ from node.demo.relay import EmbeddedRelay
 from node.ecash.mint import MintClient
 from node.gateway.purse import open_purse
 from node.ledger.books import read_books
+from tests.fakes import forks
 
 TOKENS = Price(Msat(10_000_000), Msat(20_000_000), Msat(100))
 """10 msat a token of input, 20 msat one of output, 100 msat a request."""
@@ -43,6 +43,7 @@ CHAT: dict[str, Any] = {
     "model": "demo",
     "messages": [{"role": "user", "content": "what do you sell"}],
 }
+NARROW = {"max_tokens": 20}
 
 
 def offer(price: Price) -> Offer:
@@ -130,15 +131,7 @@ class Gateway:
 
     async def run(self, *arguments: str, text: str = "") -> tuple[int, str, str]:
         """Another command of ``nodestr`` with the same wallet: exit code, output, errors."""
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "node", *arguments,
-            env=self.env(),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-        out, err = await asyncio.wait_for(process.communicate(text.encode()), 60)
-        return process.returncode or 0, out.decode(), err.decode()
+        return await forks.server().run(arguments, environment=self.env(), stdin=text.encode())
 
     async def json(self, *arguments: str) -> dict[str, Any]:
         code, out, err = await self.run(*arguments, "--json")
@@ -167,6 +160,59 @@ class GatewayWorld:
     relays: tuple[EmbeddedRelay, EmbeddedRelay]
     gateway: Gateway
     put_in: int = 0
+    earned_before: int = 0
+    """By the nodes, before this gateway."""
+
+    async def fresh(
+        self,
+        home: Path,
+        *flags: str,
+        sat: int = 200,
+        environment: Mapping[str, str] | None = None,
+        start: bool = True,
+    ) -> None:
+        """Another gateway with a wallet of its own, at the same nodes, mint and relays."""
+        for upstream in self.upstreams:
+            upstream.fault, upstream.delay_s = None, 0.0
+            upstream.calls = upstream.chunks_sent = upstream.disconnects = 0
+            upstream.called.clear()
+            upstream.disconnected.clear()
+            upstream.recorded.clear()
+        for node in (self.a, self.b):
+            if node.pid is None:
+                await node.start()
+        self.earned_before = await self.earned()
+        self.put_in = 0
+        self.gateway = Gateway(home, self.gateway.relays, flags, environment=environment or {})
+        await self.pour(sat)
+        if start:
+            await self.start()
+
+    async def pour(self, sat: int) -> None:
+        """Put money into the wallet of a gateway that does not run, without a command."""
+        async with Purse(self.mint.url) as payer:
+            token = await payer.fund(sat)
+        async with (
+            aiohttp.ClientSession() as session,
+            open_purse(self.gateway.wallet, session, accept=[self.mint.url]) as purse,
+        ):
+            await purse.receive(token)
+        self.put_in += sat
+
+    async def earned(self) -> int:
+        """By both nodes, in msat, once nothing is under way there."""
+        earned = 0
+        for node in (self.a, self.b):
+            async with asyncio.timeout(30):
+                while True:
+                    books = read_books(node.database)
+                    assert books.problems() == []
+                    if not books.operations_open and not books.holds_open:
+                        break
+                    await asyncio.sleep(0.05)
+            assert books.open_msat == 0
+            earned += books.revenue_msat + books.dust_msat
+        return earned
 
     async def fund(self, sat: int) -> None:
         """Put money into the wallet of a gateway that does not run."""
@@ -189,17 +235,7 @@ class GatewayWorld:
     async def assert_conserved(self) -> None:
         """With the gateway stopped: what was put in is in the purse or was earned by the nodes,
         and what the purse calls coins is unspent at the mint."""
-        earned = 0
-        for node in (self.a, self.b):
-            async with asyncio.timeout(20):
-                while True:
-                    books = read_books(node.database)
-                    assert books.problems() == []
-                    if not books.operations_open and not books.holds_open:
-                        break
-                    await asyncio.sleep(0.05)
-            assert books.open_msat == 0
-            earned += books.revenue_msat + books.dust_msat
+        earned = await self.earned() - self.earned_before
         async with (
             aiohttp.ClientSession() as session,
             open_purse(self.gateway.wallet, session) as purse,
@@ -213,6 +249,28 @@ class GatewayWorld:
                 states = await MintClient(session, self.mint.url).check_state(coins)
                 assert set(states) == {"UNSPENT"}
         assert funds.balance + earned == self.put_in * 1000
+
+
+async def records(world: GatewayWorld) -> dict[str, Any]:
+    """What the stopped gateway remembers of its providers."""
+    async with (
+        aiohttp.ClientSession() as session,
+        open_purse(world.gateway.wallet, session) as purse,
+    ):
+        return dict(purse.journal.records)
+
+
+async def ask(world: GatewayWorld, **more: Any) -> httpx.Response:
+    return await world.gateway.post("/v1/chat/completions", {**CHAT, **NARROW, **more})
+
+
+async def states(world: GatewayWorld) -> list[str]:
+    """States of the spendings, read beside the running gateway."""
+    connection = sqlite3.connect(f"file:{world.gateway.wallet}?mode=ro", uri=True)
+    try:
+        return [row[0] for row in connection.execute("SELECT state FROM gateway_spendings")]
+    finally:
+        connection.close()
 
 
 def unspent(wallet: Path) -> list[str]:

@@ -4,31 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from node.ecash.token import parse_token
+from tests.e2e.commands import run
 from tests.e2e.conftest import BODY, World
 
 
 async def nodestr(world: World, *args: str | Path) -> tuple[int, str, str]:
     """(exit code, standard output, standard error) of a command with the node's configuration."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "node",
-        *(str(arg) for arg in args),
-        "--config",
-        str(world.node.config_file),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        cwd=world.node.directory,
-    )
-    out, err = await asyncio.wait_for(process.communicate(), 60)
-    return process.returncode or 0, out.decode(), err.decode()
+    config = world.node.config_file
+    return await run(*args, "--config", config, cwd=world.node.directory)
 
 
 async def check(world: World, *args: str) -> tuple[int, dict[str, Any]]:
@@ -171,12 +160,7 @@ async def test_no_database_is_one_clear_line(world: World, tmp_path: Path) -> No
     elsewhere = tmp_path / "elsewhere.toml"
     elsewhere.write_text(config)
     for command in (["check"], ["backup", "--out", str(tmp_path / "x.db")]):
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "node", *command, "--config", str(elsewhere)),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        _, err = await asyncio.wait_for(process.communicate(), 60)
-        assert process.returncode == 1
-        assert "does not exist" in err.decode()
-        assert err.count(b"\n") == 1
+        code, _, err = await run(*command, "--config", elsewhere)
+        assert code == 1
+        assert "does not exist" in err
+        assert err.count("\n") == 1

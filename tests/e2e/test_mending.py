@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import uuid
 from pathlib import Path
 
+from tests.e2e.commands import run
 from tests.e2e.conftest import World
 from tests.e2e.test_check import check, create, nodestr, refund
 from tests.e2e.test_payments import call
@@ -14,15 +14,8 @@ from tests.e2e.test_payments import call
 
 async def piped(world: World, text: str, *args: str) -> tuple[int, str, str]:
     """As ``nodestr``, with ``text`` on standard input."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "node", *args, "--config", str(world.node.config_file)),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        cwd=world.node.directory,
-    )
-    out, err = await asyncio.wait_for(process.communicate(text.encode()), 60)
-    return process.returncode or 0, out.decode(), err.decode()
+    config = world.node.config_file
+    return await run(*args, "--config", config, stdin=text, cwd=world.node.directory)
 
 
 async def invoice(world: World, key: str, amount: int) -> dict[str, str]:
