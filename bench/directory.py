@@ -29,6 +29,7 @@ from discovery.nostr.event import Event
 from discovery.nostr.keys import Keys
 from discovery.nostr.pool import RelayPool
 from discovery.offers import ModelOffer, build_model_pages
+from discovery.probe import ProbeResult
 from discovery.store import DirectoryStore
 from node.service.endpoints.market import market
 from node.service.endpoints.providers import Pages, etag, list_providers
@@ -175,10 +176,21 @@ async def _serve(file: Path, providers: int) -> dict[str, Any]:
     def book() -> object:
         return orjson.dumps(market(snapshot, names[next(turn) % _WELL_KNOWN], {}))
 
+    addresses = [f"38421:{p.pubkey}:{p.announcement.d}" for p in snapshot.providers[:100]]
+
+    def probed() -> object:
+        """One provider's health is another: a new snapshot."""
+        address = addresses[next(turn) % len(addresses)]
+        health = directory._prospector.health[address]
+        health.record(ProbeResult(False, True, next(turn), ""), int(time.time()))
+        directory._probed(address)
+        return directory.rebuild()
+
     answers = {
         "list_by_model": _timed(fresh, 400),
         "list_by_model_asked_before": _timed(asked_before, 5_000),
         "order_book": _timed(book, 400),
+        "snapshot_after_a_probe": _timed(probed, 100),
     }
     await store.close()
     return {

@@ -18,7 +18,7 @@ from bench.profiled import THREADS_SUFFIX
 from bench.rounds import Extent, run_round
 from bench.world import ROOT, Wanted, World
 
-SCENARIOS: tuple[Scenario, ...] = ("chat", "stream", "pace", "token")
+SCENARIOS: tuple[Scenario, ...] = ("chat", "stream", "pace", "token", "nostr")
 TOP = 45
 _CLIENTS = 16
 _WAIT_S = 0.5

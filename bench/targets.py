@@ -64,6 +64,10 @@ def judge(summaries: Sequence[Summary], costs: Costs) -> list[Verdict]:
         summary = found.get((scenario, server, 1))  # type: ignore[arg-type]
         return summary.cpu_ms if summary else None
 
+    def nostr(field: str, clients: int) -> float | None:
+        summary = found.get(("nostr", "node", clients))
+        return getattr(summary, field) if summary else None
+
     def also(what: str, value: float | None, unit: str) -> str:
         return "" if value is None else f"{value:.2f} {unit} {what}"
 
@@ -78,6 +82,10 @@ def judge(summaries: Sequence[Summary], costs: Costs) -> list[Verdict]:
         Verdict("streaming, 16 clients, p50 added to a chunk", "at most", 0.2, "ms",
                 added("pace", "p50_ms", 16, "stub"),
                 also("of it beyond the bare proxy's", added("pace", "p50_ms", 16, "proxy"), "ms")),
+        Verdict("chat over one Nostr relay, 1 client, p50", "at most", 40, "ms",
+                nostr("p50_ms", 1), also("own CPU", nostr("cpu_ms", 1), "ms")),
+        Verdict("chat over one Nostr relay, 64 clients, requests/s", "at least", 150, "",
+                nostr("per_s", 64), also("own CPU", nostr("cpu_ms", 64), "ms")),
         Verdict("memory (RSS) after load", "at most", 120, "MiB", costs.rss_bytes / MIB),
         Verdict("start to ready", "at most", 1.5, "s", costs.start_s),
         Verdict("paid by token, fast mint, own CPU", "at most", 12, "ms",

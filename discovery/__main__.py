@@ -21,7 +21,8 @@ import structlog
 
 from discovery.aggregator import DEFAULT_MAX_PROVIDERS, DEFAULT_RELAYS, aggregator
 from discovery.documents import changes, provider_item
-from discovery.errors import RelayError
+from discovery.errors import InvalidKey, RelayError
+from discovery.nostr.keys import parse_pubkey
 from discovery.snapshot import DirectorySnapshot
 
 
@@ -38,6 +39,19 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument(
         "--no-probe", action="store_true", help="ask no announced URL; nothing is verified then"
+    )
+    parser.add_argument(
+        "--socks-proxy", metavar="URL", help="socks5://127.0.0.1:9050: ask onion services there"
+    )
+    parser.add_argument(
+        "--learn-relays",
+        type=int,
+        default=8,
+        metavar="N",
+        help="read so many relays more, of those that verified nodes name; 0: none",
+    )
+    parser.add_argument(
+        "--operator", metavar="KEY", help="npub or hex: count trust from there, by who follows whom"
     )
     parser.add_argument(
         "--once", type=float, metavar="SECONDS", help="print what is known after so long, and end"
@@ -67,6 +81,9 @@ async def _run(options: argparse.Namespace) -> None:
         database=options.database,
         probe=not options.no_probe,
         max_providers=options.max_providers,
+        socks_proxy=options.socks_proxy,
+        max_learnt_relays=options.learn_relays,
+        operator=parse_pubkey(options.operator) if options.operator else None,
         allow_private=options.allow_private,
     ) as directory:
         shown = DirectorySnapshot()
@@ -92,7 +109,7 @@ def main() -> int:
     try:
         with contextlib.suppress(asyncio.CancelledError, BrokenPipeError):
             asyncio.run(_run(options))
-    except (OSError, RelayError) as error:
+    except (OSError, RelayError, InvalidKey) as error:
         sys.stderr.write(f"discovery: {error}\n")
         return 1
     return 0

@@ -45,6 +45,9 @@ async def aggregator(
     probe_over_nostr: Callable[[NetGuard], Probe] | None = None,
     max_providers: int = DEFAULT_MAX_PROVIDERS,
     probe_timeout_s: float = 10.0,
+    socks_proxy: str | None = None,
+    max_learnt_relays: int = 8,
+    operator: str | None = None,
     allow_private: bool = False,
 ) -> AsyncIterator[Directory]:
     """A directory that follows the relays while the context lasts.
@@ -57,6 +60,10 @@ async def aggregator(
             None leaves them unknown.
         max_providers: most providers kept.
         probe_timeout_s: deadline for one URL.
+        socks_proxy: ``socks5://host:port`` of Tor, to ask onion services; None: they are not asked.
+        max_learnt_relays: most relays read besides, of those that verified nodes name.
+        operator: public key (hex) from which trust is counted by who follows whom; None: not at
+            all.
         allow_private: connect to loopback and private addresses too; for tests on one machine.
 
     Raises OSError when the database cannot be made.
@@ -65,12 +72,17 @@ async def aggregator(
         guard = NetGuard(allow_private=allow_private)
         stack.callback(guard.close)
         pool = await stack.enter_async_context(RelayPool(relays))
+        readers = None
+        if max_learnt_relays:
+            readers = await stack.enter_async_context(RelayPool([], guard=guard.check_relay_url))
         store = None
         if database is not None:
             store = await stack.enter_async_context(await DirectoryStore.open(database))
         ask, list_models = None, None
         if probe:
-            prober = await stack.enter_async_context(Prober(guard, timeout_s=probe_timeout_s))
+            prober = await stack.enter_async_context(
+                Prober(guard, timeout_s=probe_timeout_s, socks_proxy=socks_proxy)
+            )
             relayed = probe_over_nostr(guard) if probe_over_nostr is not None else None
             ask, list_models = choose_probe(prober, relayed), prober.models
         directory = Directory(
@@ -79,6 +91,9 @@ async def aggregator(
             list_models=list_models,
             registry=registry(max_providers),
             store=store,
+            readers=readers,
+            max_learnt_relays=max_learnt_relays,
+            operator=operator,
         )
         await directory.load()
         task = asyncio.create_task(directory.run(), name="aggregator")
@@ -90,13 +105,13 @@ async def aggregator(
 
 
 def choose_probe(prober: Prober, over_nostr: Probe | None) -> Probe:
-    """Ask by URL, and over relays those that announce no URL."""
+    """Ask by URL, and over relays those that announce none that can be asked."""
     if over_nostr is None:
         return prober.probe
     relayed = over_nostr
 
     async def probe(announcement: Announcement) -> ProbeResult:
-        if announcement.urls or "nostr" not in announcement.transports:
+        if prober.can_ask(announcement) or "nostr" not in announcement.transports:
             return await prober.probe(announcement)
         return await relayed(announcement)
 

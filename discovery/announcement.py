@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from discovery.dialects import claimed_models, content_mints, content_urls
@@ -112,7 +112,7 @@ class Announcement:
     """Key for NUT-11 locked tokens, compressed hex; empty when tokens are not to be locked."""
     created_at: int = 0
     expires_at: int | None = None
-    models: tuple[ModelOffer, ...] = field(default=(), compare=False)
+    models: Sequence[ModelOffer] = field(default=(), compare=False)
     """What older dialects name in the announcement itself; as built there are none."""
     event: Event | None = field(default=None, compare=False)
 

@@ -30,6 +30,7 @@ from discovery.announcement import (
 from discovery.errors import InvalidAnnouncement
 from discovery.nostr.event import Event
 from discovery.nostr.keys import Keys
+from discovery.nostr.limits import PublishResult
 from discovery.nostr.pool import RelayPool
 
 log = structlog.get_logger()
@@ -70,6 +71,18 @@ class RelayOutcome:
     attempts: int
     at: float
     """Time of the last attempt, unix seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class EventOutcome:
+    """What became of one event of the last publication."""
+
+    id: str
+    kind: int
+    d: str
+    """Its ``d`` tag; empty without one."""
+    relays: Mapping[str, PublishResult]
+    """What each relay said to it last; without those that have not been asked yet."""
 
 
 @dataclass(slots=True)
@@ -136,6 +149,9 @@ class Announcer:
         self._said: AnnouncementSource | None = None
         self._deliveries: dict[str, _Delivery] = {}
         self._outcomes: dict[str, RelayOutcome] = {}
+        self._events: list[Event] = []
+        self._answers: dict[str, dict[str, PublishResult]] = {}
+        """By event of the last publication and relay."""
 
     @property
     def identifier(self) -> str | None:
@@ -145,6 +161,13 @@ class Announcer:
     def outcomes(self) -> Mapping[str, RelayOutcome]:
         """How the last publication fared, by relay URL."""
         return dict(self._outcomes)
+
+    def event_outcomes(self) -> list[EventOutcome]:
+        """What the relays said to each event of the last publication."""
+        return [
+            EventOutcome(e.id, e.kind, e.first("d") or "", dict(self._answers[e.id]))
+            for e in self._events
+        ]
 
     def changed(self) -> None:
         """Something to announce may have changed; :meth:`run` publishes if it did."""
@@ -332,6 +355,7 @@ class Announcer:
     async def _start(self, events: list[Event]) -> Mapping[str, RelayOutcome]:
         """Begin a publication; what an older one had not delivered is void."""
         self._deliveries = {url: _Delivery(list(events), len(events)) for url in self._pool.urls}
+        self._events, self._answers = list(events), {event.id: {} for event in events}
         await self._deliver(self._deliveries)
         return self.outcomes()
 
@@ -355,6 +379,7 @@ class Announcer:
         for position, event in enumerate(delivery.left):
             results = await self._pool.publish(event, urls=[url], timeout_s=self._publish_timeout_s)
             result = results[url]
+            self._answers[event.id][url] = result
             if not result.ok and not result.message.startswith("duplicate:"):
                 refused.append(event)
                 message = message or result.message

@@ -17,7 +17,16 @@ from decimal import ROUND_CEILING, Decimal, InvalidOperation
 from typing import Any
 
 from discovery.nostr.event import Event
-from discovery.offers import MAX_MODELS, MAX_PRICE, ModelOffer, announceable, one_name, words
+from discovery.offers import (
+    MAX_MODELS,
+    MAX_PRICE,
+    ModelOffer,
+    OtherPrices,
+    announceable,
+    one_name,
+    one_other,
+    words,
+)
 from discovery.wire import MAX_IDENTIFIER_CHARS, clean, text_field
 
 _SAT_PER_TOKEN = Decimal(1_000_000_000)
@@ -101,15 +110,20 @@ def _model(entry: object) -> ModelOffer | None:
     prices = _prices(entry)
     if prices is None:
         return offer
-    prompt, completion, request = prices
+    prompt, completion, request, other = prices
     priced = offer._replace(
-        input_per_mtok=prompt, output_per_mtok=completion, per_request=request, priced=True
+        input_per_mtok=prompt,
+        output_per_mtok=completion,
+        per_request=request,
+        priced=True,
+        other=other,
     )
     return priced if announceable(priced) else offer
 
 
-def _prices(entry: Mapping[str, Any]) -> tuple[int, int, int] | None:
-    """msat per million tokens in and out, and msat per request; None when not said in sat."""
+def _prices(entry: Mapping[str, Any]) -> tuple[int, int, int, OtherPrices] | None:
+    """msat per million tokens in and out, msat per request, and what else has a price; None when
+    not said in sat."""
     table = _object(entry, "sats_pricing")
     factor = _SAT_PER_TOKEN
     if not table:
@@ -125,9 +139,19 @@ def _prices(entry: Mapping[str, Any]) -> tuple[int, int, int] | None:
     request = _amount(table.get("request", 0), _MSAT)
     if prompt is None or completion is None or request is None:
         return None
-    if not (prompt or completion or request) and (_amount(table.get("image", 0), _MSAT) or 0):
-        return None  # sold by the image: to show it as free would be wrong
-    return prompt, completion, request
+    # a zero for one of these says in the tables of the network that it has no price of its own
+    other = one_other(
+        *(
+            _amount(table.get(name), factor) or None
+            for name in ("input_cache_read", "input_cache_write", "internal_reasoning")
+        ),
+        _amount(table.get("image"), _MSAT) or 0,
+        _amount(table.get("audio_minute"), _MSAT) or 0,
+        _amount(table.get("character"), factor) or 0,
+    )
+    if not (prompt or completion or request) and any(other):
+        return None  # sold by the image, say: to show it as free would be wrong
+    return prompt, completion, request, other
 
 
 def _amount(value: object, factor: Decimal) -> int | None:

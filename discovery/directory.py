@@ -1,67 +1,41 @@
 """Who else is there: follows the relays, probes what is announced, keeps an immutable snapshot.
 
-    relays ──▶ Registry (newest, not expired, not deleted) ──▶ DirectorySnapshot
-            │        └──▶ probes ──────────────────────────────▶
-            └─▶ Reviews ───────────────────────────────────────▶
-
-One long-lived subscription brings provider events and deletions as they come; a full poll every
-15 to 30 minutes catches what was missed. Model pages are fetched for the providers that announce.
+relays ──▶ Registry (newest, not expired, not deleted) ──▶ DirectorySnapshot
+        │        └──▶ probes ──────────────────────────────▶
+        └─▶ Reviews ───────────────────────────────────────▶
 """
 
 from __future__ import annotations
 
 import asyncio
 import bisect
-import random
 import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from math import inf
 
-from discovery.announcement import KIND_DELETION, KIND_MODEL_PAGE, KIND_PROVIDER
+from discovery.announcement import KIND_DELETION, KIND_PROVIDER
+from discovery.columns import by_price
+from discovery.following import Follower
 from discovery.health import Health
+from discovery.learning import Learner
 from discovery.memory import Memory
 from discovery.nostr.event import Event
 from discovery.nostr.keys import hex_to_npub
-from discovery.nostr.pool import RelayPool
+from discovery.nostr.pool import RelayHealth, RelayPool
 from discovery.probing import ListModels, Probe, Prospector
 from discovery.registry import Entry, Registry
-from discovery.reviews import KIND_RECOMMENDATION, KIND_REVIEW, Reviews
-from discovery.snapshot import DirectorySnapshot, ModelsSource, Provider, Status
+from discovery.reviews import KIND_RECOMMENDATION, KIND_REVIEW, Review, Reviews
+from discovery.snapshot import DirectorySnapshot, ModelsSource, Provider, Sellers, Status
 from discovery.store import DirectoryStore
+from discovery.trust import Circle
 
 __all__ = ["Directory", "DirectorySnapshot", "Probe", "Provider"]
 
-_ADDRESSES_PER_FILTER = 50
-_EVENTS_PER_QUERY = 500
-_MAX_QUERIES_PER_POLL = 20
 _MAX_NAP_S = 60.0
-_RETRY_FETCH_S = 5.0
 _MAX_REBUILD_SHARE = 0.1
 """Of one core; a large directory gathers changes longer."""
-_REVIEW_FILTERS: tuple[dict[str, object], ...] = (
-    {"kinds": [KIND_REVIEW], "limit": _EVENTS_PER_QUERY},
-    {"kinds": [KIND_RECOMMENDATION], "#k": [str(KIND_PROVIDER)], "limit": _EVENTS_PER_QUERY},
-)
-_DELETED_KINDS = [str(kind) for kind in (KIND_PROVIDER, KIND_REVIEW, KIND_RECOMMENDATION)]
-
-
-@dataclass(slots=True)
-class _Wanted:
-    """Providers whose model pages one relay is to be asked for."""
-
-    addresses: dict[str, None] = field(default_factory=dict)
-    some: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def add(self, addresses: Iterable[str]) -> None:
-        self.addresses.update(dict.fromkeys(addresses))
-        self.some.set()
-
-    def take(self) -> list[str]:
-        addresses = list(self.addresses)
-        self.addresses.clear()
-        self.some.clear()
-        return addresses
 
 
 class Directory:
@@ -75,6 +49,11 @@ class Directory:
         store: keeps all this over a restart, with ``load`` before ``run``; closed by its owner.
         save_interval_s: how often changes are stored.
         relist_s: how long such a list counts.
+        readers: an empty pool for relays that proven nodes name, ``max_learnt_relays`` at most;
+            its guard must judge every address. None: only those of ``pool`` are read.
+        learn_s: how often it is seen which these are.
+        operator: the public key (hex) from which trust is counted by who follows whom, up to
+            ``trust_distance``; None: it is not.
         own_pubkey: whose announcements are left out.
         registry: the state with its bounds; a default one when omitted.
         poll_s: shortest and longest pause between full polls of a relay.
@@ -93,6 +72,11 @@ class Directory:
         *,
         probe: Probe | None,
         list_models: ListModels | None = None,
+        readers: RelayPool | None = None,
+        max_learnt_relays: int = 8,
+        learn_s: float = 600.0,
+        operator: str | None = None,
+        trust_distance: int = 2,
         own_pubkey: str | None = None,
         registry: Registry | None = None,
         reviews: Reviews | None = None,
@@ -114,8 +98,6 @@ class Directory:
         # an empty one is false
         self._registry = Registry(clock=clock) if registry is None else registry
         self._reviews = Reviews(clock=clock) if reviews is None else reviews
-        self._poll_s = poll_s
-        self._query_timeout_s = query_timeout_s
         self._verified_ttl_s = verified_ttl_s
         self._debounce_s = debounce_s
         self._clock = clock
@@ -141,7 +123,40 @@ class Directory:
                 interval_s=save_interval_s,
                 clock=clock,
             )
-        self._wanted = {url: _Wanted() for url in pool.urls}
+        self._followers = [
+            Follower(
+                relays,
+                self.offer,
+                self._known,
+                poll_s=poll_s,
+                query_timeout_s=query_timeout_s,
+                debounce_s=debounce_s,
+            )
+            for relays in (pool, readers)
+            if relays is not None
+        ]
+        self.circle = None
+        """Who is how far from the operator; None when nobody said who that is."""
+        if operator is not None:
+            self.circle = Circle(
+                pool,
+                operator,
+                self._circle_changed,
+                max_distance=trust_distance,
+                query_timeout_s=query_timeout_s,
+            )
+        self.learner = None
+        """Which relays are read besides those of the pool; None: there are none."""
+        if readers is not None:
+            self.learner = Learner(
+                pool,
+                readers,
+                self._proven,
+                max_relays=max_learnt_relays,
+                interval_s=learn_s,
+                query_timeout_s=query_timeout_s,
+                clock=clock,
+            )
         self._dirty = asyncio.Event()
         self._stale: set[str] = set()
         self._views: dict[str, Provider] = {}
@@ -150,6 +165,10 @@ class Directory:
         self._rebuilt = asyncio.Event()
         self._nonce = secrets.token_hex(6)
         self._version = 0
+        self._dropped = 0
+        """Of the registry, when it was looked at last."""
+        self._lapse_at = inf
+        """Nobody's verification lapses before this, unix seconds."""
         self._snapshot = DirectorySnapshot()
         self.closed = False
         """It runs no longer: no change will come."""
@@ -162,6 +181,10 @@ class Directory:
     def connected(self) -> bool:
         """Is any relay there?"""
         return any(relay.connected for relay in self._pool.health().values())
+
+    def learnt(self) -> Mapping[str, RelayHealth]:
+        """The relays that are read besides those of the pool, and how each does."""
+        return {} if self.learner is None else self.learner.health()
 
     async def changed(self) -> DirectorySnapshot:
         """Wait for the next snapshot that differs from the present one.
@@ -185,10 +208,12 @@ class Directory:
         """Follow the relays until cancelled; what is not stored yet is stored then."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._follow(), name="directory-follow")
-                for url, wanted in self._wanted.items():
-                    wanted.add(entry.address for entry in self._registry)
-                    tasks.create_task(self._tend(url), name="directory-tend")
+                for follower in self._followers:
+                    tasks.create_task(follower.run(), name="directory-follow")
+                if self.learner is not None:
+                    tasks.create_task(self.learner.run(), name="directory-learn")
+                if self.circle is not None:
+                    tasks.create_task(self.circle.run(), name="directory-circle")
                 tasks.create_task(self._prospector.run(), name="directory-probe")
                 tasks.create_task(self._rebuild(), name="directory-rebuild")
                 if self._memory is not None:
@@ -219,9 +244,15 @@ class Directory:
         entry = self._registry.get(address)
         if event.kind != KIND_PROVIDER or entry is None or entry.announcement is None:
             return
-        for wanted in self._wanted.values():
-            wanted.add([address])
+        for follower in self._followers:
+            follower.want(address)
         self._prospector.follow(entry)
+
+    def _known(self) -> Iterator[str]:
+        return (entry.address for entry in self._registry)
+
+    def _proven(self) -> Iterator[Provider]:
+        return (provider for provider in self._snapshot.providers if provider.verified)
 
     def _changed(self, address: str) -> None:
         self._stale.add(address)
@@ -238,85 +269,6 @@ class Directory:
                 self._changed(address)
             if self._memory is not None:
                 self._memory.reviews_changed(pubkey)
-
-    # --- relays -------------------------------------------------------------------------------
-
-    async def _follow(self) -> None:
-        subscription = self._pool.subscribe(
-            [
-                {"kinds": [KIND_PROVIDER], "limit": _EVENTS_PER_QUERY},
-                {"kinds": [KIND_DELETION], "#k": _DELETED_KINDS, "limit": _EVENTS_PER_QUERY},
-                *_REVIEW_FILTERS,
-            ]
-        )
-        try:
-            async for event in subscription:
-                self.offer(event)
-        finally:
-            await subscription.close()
-
-    async def _tend(self, url: str) -> None:
-        """Fetch model pages from one relay as they are wanted, and poll it now and then.
-
-        Each relay has its own task, so that one which never answers delays no other.
-        """
-        wanted = self._wanted[url]
-        # The subscription has just asked for everything: the first poll can wait.
-        poll_at = self._next_poll()
-        while True:
-            try:
-                async with asyncio.timeout_at(poll_at):
-                    await wanted.some.wait()
-            except TimeoutError:
-                poll_at = self._next_poll()
-                await self._poll(url)
-                wanted.add(entry.address for entry in self._registry)
-            await asyncio.sleep(self._debounce_s)
-            addresses = wanted.take()
-            for start in range(0, len(addresses), _ADDRESSES_PER_FILTER):
-                await self._fetch_pages(url, addresses[start : start + _ADDRESSES_PER_FILTER])
-            if not self._pool.health()[url].connected:
-                wanted.add(addresses)
-                await asyncio.sleep(_RETRY_FETCH_S)
-
-    def _next_poll(self) -> float:
-        pause = random.uniform(*self._poll_s)  # noqa: S311 it only spreads load
-        return asyncio.get_running_loop().time() + pause
-
-    async def _poll(self, url: str) -> None:
-        """Read all provider events of a relay, from the newest back.
-
-        ``until`` is inclusive, for several events may share the second at a page's edge.
-        """
-        for event in await self._query(url, _REVIEW_FILTERS):
-            self.offer(event)
-        until: int | None = None
-        seen: set[str] = set()
-        for _ in range(_MAX_QUERIES_PER_POLL):
-            wanted: dict[str, object] = {"kinds": [KIND_PROVIDER], "limit": _EVENTS_PER_QUERY}
-            if until is not None:
-                wanted["until"] = until
-            events = await self._query(url, [wanted])
-            fresh = [event for event in events if event.id not in seen]
-            if not fresh:
-                return
-            for event in fresh:
-                seen.add(event.id)
-                self.offer(event)
-            until = min(event.created_at for event in events)
-
-    async def _fetch_pages(self, url: str, addresses: list[str]) -> None:
-        for event in await self._query(
-            url,
-            [
-                {"kinds": [KIND_MODEL_PAGE], "#a": addresses},
-                {"kinds": [KIND_DELETION], "#a": addresses},
-            ],
-        ):
-            self.offer(event)
-
-    async def _query(self, url: str, filters: Sequence[dict[str, object]]) -> list[Event]:
-        return await self._pool.query(filters, timeout_s=self._query_timeout_s, urls=[url])
 
     # --- snapshot -----------------------------------------------------------------------------
 
@@ -341,21 +293,28 @@ class Directory:
     def rebuild(self) -> DirectorySnapshot:
         """Build the snapshot now. It stays the same object when nothing in it changed."""
         self._registry.expire()
-        self._stale.update(a for a in self._views if self._registry.get(a) is None)
-        self._stale.update(a for a, view in self._views.items() if self._lapsed(a, view))
+        if self._dropped != self._registry.dropped:
+            self._dropped = self._registry.dropped
+            self._stale.update(a for a in self._views if self._registry.get(a) is None)
+        self._find_lapsed()
         changed = False
+        sellers: Sellers | None = self._snapshot.sellers
         for address in self._stale:
             entry = self._registry.get(address)
+            known = self._views.get(address)
             view = self._provider(entry) if entry is not None else None
-            changed |= self._show(address, view)
+            if self._show(address, view):
+                changed = True
+                if known is None or view is None or not _same_place(known, view):
+                    sellers = None
             if entry is None:
                 self._prospector.forget(address)
         self._stale.clear()
         if changed:
             self._version += 1
-            listed = tuple(self._views[address] for _, address in self._order)
+            listed = tuple([self._views[address] for _, address in self._order])
             etag = f"{self._nonce}{self._version:x}"
-            self._snapshot = DirectorySnapshot(listed, etag, self._clock())
+            self._snapshot = DirectorySnapshot(listed, etag, self._clock(), sellers or Sellers())
             self._rebuilt.set()
             self._rebuilt = asyncio.Event()
         return self._snapshot
@@ -373,12 +332,38 @@ class Directory:
             bisect.insort(self._order, (view.rank, address))
         return True
 
-    def _lapsed(self, address: str, view: Provider) -> bool:
-        health = self._prospector.health.get(address)
-        return view.verified and (health is None or not self._is_verified(health))
+    def _distance(self, pubkey: str) -> int | None:
+        return None if self.circle is None else self.circle.distance(pubkey)
+
+    def _said_about(self, pubkey: str) -> tuple[Review, ...]:
+        reviews = self._reviews.about(pubkey)
+        if self.circle is None:
+            return reviews
+        return tuple(replace(r, distance=self.circle.distance(r.reviewer)) for r in reviews)
+
+    def _circle_changed(self) -> None:
+        self._stale.update(self._known())
+        self._dirty.set()
+
+    def _find_lapsed(self) -> None:
+        """Whoever was verified and could not be asked for long."""
+        if self._clock() <= self._lapse_at:
+            return
+        self._lapse_at = inf
+        for address, view in self._views.items():
+            if view.verified:
+                health = self._prospector.health.get(address)
+                if health is None or not self._is_verified(health):
+                    self._stale.add(address)
 
     def _is_verified(self, health: Health) -> bool:
-        return health.verified_at > 0 and self._clock() - health.verified_at <= self._verified_ttl_s
+        if health.verified_at <= 0:
+            return False
+        lapses = health.verified_at + self._verified_ttl_s
+        if self._clock() > lapses:
+            return False
+        self._lapse_at = min(self._lapse_at, lapses)
+        return True
 
     def _provider(self, entry: Entry) -> Provider | None:
         announcement = entry.announcement
@@ -393,14 +378,14 @@ class Directory:
         verified = self._is_verified(health)
         source: ModelsSource = ""
         named = entry.models or health.listed or announcement.models
-        unpriced = tuple(offer for offer in named if not offer.priced)
+        models, unpriced = by_price(named)
         if named:
             source = "pages" if entry.models else "endpoint" if health.listed else "announcement"
         return Provider(
             pubkey=announcement.pubkey,
             npub=entry.npub,
             announcement=announcement,
-            models=tuple(offer for offer in named if offer.priced) if unpriced else named,
+            models=models,
             unpriced=unpriced,
             models_source=source,
             verified=verified,
@@ -413,5 +398,11 @@ class Directory:
             verified_urls=health.verified_urls if verified else (),
             first_seen=entry.first_seen,
             info=result.info if result else b"",
-            reviews=self._reviews.about(announcement.pubkey),
+            reviews=self._said_about(announcement.pubkey),
+            trust_distance=self._distance(announcement.pubkey),
         )
+
+
+def _same_place(before: Provider, now: Provider) -> bool:
+    """Do both stand in one place of the list, with the same models?"""
+    return before.rank == now.rank and before.ids == now.ids

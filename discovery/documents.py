@@ -1,6 +1,7 @@
 """Providers as JSON documents: what ``/v1/providers`` lists and ``python -m discovery`` prints.
 
-Prices are in sat per 1,000 tokens, as in ``/v1/models``; ``request`` in sat.
+Prices are in sat per 1,000 tokens or characters, as in ``/v1/models``; ``request``, ``image`` and
+``audio_minute`` in sat.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 from discovery.announcement import ModelOffer
 from discovery.nostr.keys import hex_to_npub
+from discovery.offers import NO_OTHER_PRICES, OtherPrices
 from discovery.reviews import summary
 from discovery.snapshot import DirectorySnapshot, Provider
 
@@ -17,6 +19,7 @@ Change: TypeAlias = tuple[Literal["provider", "removed"], Provider]
 
 _MSAT_PER_MTOK = 1_000_000
 """msat per million tokens in one sat per 1,000 tokens."""
+_MSAT_PER_SAT = 1_000
 _MAX_REVIEWS_SHOWN = 50
 _PATHS = {
     "chat": "chat/completions",
@@ -33,6 +36,7 @@ def provider_item(provider: Provider) -> dict[str, Any]:
     """A provider as a list shows it."""
     said = provider.announcement
     event = said.event
+    models = tuple(provider.models)
     return {
         "id": said.d,
         "name": said.name,
@@ -57,10 +61,12 @@ def provider_item(provider: Provider) -> dict[str, Any]:
         "mint_urls": list(said.mints),
         "relays": list(said.relays),
         "transports": list(said.transports),
-        "endpoints": endpoint_paths(provider.named),
-        "models": [offer.id for offer in provider.named],
+        "endpoints": endpoint_paths((*models, *provider.unpriced)),
+        "models": list(provider.ids),
         "models_source": provider.models_source or None,
-        "pricing": {offer.id: pricing(offer) for offer in provider.models},
+        "pricing": {offer.id: pricing(offer) for offer in models},
+        "trust_distance": provider.trust_distance,
+        "vouched_distance": provider.vouched_distance,
         "reviews": summary(provider.reviews),
     }
 
@@ -99,6 +105,7 @@ def provider_detail(provider: Provider, others: Iterable[str] = ()) -> dict[str,
                     "label": review.label,
                     "created_at": review.created_at,
                     "text": review.text,
+                    "trust_distance": review.distance,
                 }
                 for review in provider.reviews[:_MAX_REVIEWS_SHOWN]
             ],
@@ -121,14 +128,28 @@ def changes(before: DirectorySnapshot, after: DirectorySnapshot) -> Iterator[Cha
 
 
 def pricing(offer: ModelOffer) -> dict[str, Any]:
-    """The prices of one model."""
-    return {
+    """The prices of one model; those that only some models have stand there if it has them."""
+    prices = {
         "prompt": offer.input_per_mtok / _MSAT_PER_MTOK,
         "completion": offer.output_per_mtok / _MSAT_PER_MTOK,
-        "request": offer.per_request / 1_000,
+        "request": offer.per_request / _MSAT_PER_SAT,
         "unit": "1k tokens",
         "currency": "sat",
     }
+    return prices if offer.other == NO_OTHER_PRICES else prices | _other_pricing(offer.other)
+
+
+def _other_pricing(other: OtherPrices) -> dict[str, float]:
+    """Under the names of ``sats_pricing`` in ``/v1/models``; None and 0 are left out."""
+    amounts = {
+        "input_cache_read": (other.cached_per_mtok, _MSAT_PER_MTOK),
+        "input_cache_write": (other.cache_write_per_mtok, _MSAT_PER_MTOK),
+        "internal_reasoning": (other.reasoning_per_mtok, _MSAT_PER_MTOK),
+        "image": (other.per_image or None, _MSAT_PER_SAT),
+        "audio_minute": (other.per_audio_minute or None, _MSAT_PER_SAT),
+        "character": (other.per_mchar or None, _MSAT_PER_MTOK),
+    }
+    return {name: amount / unit for name, (amount, unit) in amounts.items() if amount is not None}
 
 
 def endpoint_paths(models: Iterable[ModelOffer]) -> list[str]:
@@ -147,6 +168,7 @@ def _told(provider: Provider) -> tuple[object, ...]:
         provider.reason,
         provider.verified_urls,
         provider.reviews,
+        provider.trust_distance,
     )
 
 

@@ -43,3 +43,7 @@ class ForbiddenAddress(DiscoveryError):
 
 class RelayError(DiscoveryError):
     """A relay refused, closed the connection or did not answer in time."""
+
+
+class ProxyUnavailable(DiscoveryError):
+    """Our own way to onion services does not work."""

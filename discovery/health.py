@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from discovery.offers import ModelOffer
@@ -37,7 +38,7 @@ class Health:
     """In a row."""
     days: list[Day] = field(default_factory=list)
     """At most MAX_DAYS, oldest first."""
-    listed: tuple[ModelOffer, ...] = ()
+    listed: Sequence[ModelOffer] = ()
     """What its own ``/v1/models`` said."""
     listed_at: int = 0
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from discovery.announcement import ModelOffer
 from discovery.documents import pricing
@@ -14,28 +13,20 @@ from discovery.snapshot import Provider
 PRICES = ("input_per_mtok", "output_per_mtok", "per_request")
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """One provider's offer of the model."""
+class Ask(NamedTuple):
+    """One provider's offer of the model. They sort as in the book: those that count first, then by
+    price."""
 
+    counts_not: bool
+    """It does not make the market: who is not proven, or not there, could say any price."""
+    total: int
+    per_request: int
+    pubkey: str
+    d: str
+    number: int
+    """No two are equal, so that nothing behind this is compared."""
     provider: Provider
     offer: ModelOffer
-
-    @property
-    def counts(self) -> bool:
-        """Does it make the market? Who is not proven, or not there, could say any price."""
-        return self.provider.verified and self.provider.status == "online"
-
-    @property
-    def rank(self) -> tuple[bool, int, int, str, str]:
-        """Position in the book: those that count first, then by price."""
-        return (
-            not self.counts,
-            total_price(self.offer),
-            self.offer.per_request,
-            self.provider.pubkey,
-            self.provider.announcement.d,
-        )
 
 
 def total_price(offer: ModelOffer) -> int:
@@ -50,15 +41,27 @@ def order_book(model: str, providers: Iterable[Provider], limit: int) -> dict[st
         providers: of whom offers are taken.
         limit: most asks shown; the figures are of all.
     """
-    asks, unpriced = [], 0
+    asks: list[Ask] = []
+    unpriced = 0
     for provider in providers:
         offer = provider.offer(model)
         if offer is not None and offer.priced:
-            asks.append(Ask(provider, offer))
+            asks.append(
+                Ask(
+                    not (provider.verified and provider.status == "online"),
+                    total_price(offer),
+                    offer.per_request,
+                    provider.pubkey,
+                    provider.announcement.d,
+                    len(asks),
+                    provider,
+                    offer,
+                )
+            )
         else:
             unpriced += offer is not None
-    asks.sort(key=lambda ask: ask.rank)
-    counted = [ask.offer for ask in asks if ask.counts]
+    asks.sort()
+    counted = [ask.offer for ask in asks if not ask.counts_not]
     return {
         "object": "market",
         "model": model,
@@ -99,7 +102,7 @@ def _ask(ask: Ask) -> dict[str, Any]:
         "npub": provider.npub,
         "verified": provider.verified,
         "status": provider.status,
-        "counted": ask.counts,
+        "counted": not ask.counts_not,
         "uptime": provider.uptime,
         "latency_ms": provider.latency_ms,
         "transports": list(said.transports),
@@ -109,7 +112,10 @@ def _ask(ask: Ask) -> dict[str, Any]:
         "context_window": offer.context or None,
         "max_output_tokens": offer.max_output or None,
         **{name: getattr(offer, name) for name in PRICES},
+        **offer.other._asdict(),
         "pricing": pricing(offer),
         "models_source": provider.models_source or None,
+        "trust_distance": provider.trust_distance,
+        "vouched_distance": provider.vouched_distance,
         "reviews": summary(provider.reviews),
     }

@@ -51,11 +51,28 @@ _COLUMNS = (
 )
 
 
-class ModelOffer(NamedTuple):
-    """A model for sale. Prices: ``*_per_mtok`` msat per million tokens, ``per_request`` msat.
+class OtherPrices(NamedTuple):
+    """Prices that only some models have, in msat. None: the price of its kind (cached input is
+    input, reasoning is output)."""
 
-    A tuple, since a directory holds half a million of them: read back a fifth as long.
-    """
+    cached_per_mtok: int | None = None
+    """A million tokens of input that the model server had in its cache."""
+    cache_write_per_mtok: int | None = None
+    """A million tokens of input that it put there."""
+    reasoning_per_mtok: int | None = None
+    per_image: int = 0
+    """An image made."""
+    per_audio_minute: int = 0
+    """A minute of audio listened to or made."""
+    per_mchar: int = 0
+    """A million characters read aloud."""
+
+
+NO_OTHER_PRICES = OtherPrices()
+
+
+class ModelOffer(NamedTuple):
+    """A model for sale. Prices: ``*_per_mtok`` msat per million tokens, ``per_request`` msat."""
 
     id: str
     name: str = ""
@@ -70,6 +87,14 @@ class ModelOffer(NamedTuple):
     endpoints: tuple[str, ...] = ("chat",)
     priced: bool = True
     """False: somebody said it is for sale and not for how much; its prices mean nothing."""
+    other: OtherPrices = NO_OTHER_PRICES
+
+    @property
+    def free(self) -> bool:
+        """Nothing about it has a price."""
+        return not (
+            self.input_per_mtok or self.output_per_mtok or self.per_request or any(self.other)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +114,7 @@ class Page:
     id: str
     created_at: int
     ref: PageRef
-    offers: tuple[ModelOffer, ...]
+    offers: Sequence[ModelOffer]
 
     @property
     def address(self) -> str:
@@ -106,6 +131,7 @@ def announceable(offer: ModelOffer) -> bool:
         offer.per_request,
         offer.context,
         offer.max_output,
+        *(price for price in offer.other if price is not None),
     )
     return (
         offer.priced
@@ -134,12 +160,13 @@ def build_model_pages(
         raise ValueError("too many models, or one that cannot be announced")
     provider = f"{KIND_PROVIDER}:{keys.pubkey}:{d}"
     # what an event weighs besides its rows: ids, signature, the fixed tags
-    room = max_event_bytes - 1_024 - 3 * len(d.encode())
+    room = max_event_bytes - 1_280 - 3 * len(d.encode())
     pages: list[list[ModelOffer]] = [[]]
     weight = 0
     for offer in offers:
         # in the event the row is JSON inside a JSON string, and the id stands in a tag as well
-        row = len(orjson.dumps(json_text(_row(offer)))) + len(orjson.dumps(["m", offer.id])) + 2
+        row = len(orjson.dumps(json_text([*_row(offer), *offer.other])))
+        row += len(orjson.dumps(["m", offer.id])) + 2
         if pages[-1] and (weight + row > room or len(pages[-1]) >= max_models):
             pages.append([])
             weight = 0
@@ -157,11 +184,12 @@ def build_model_pages(
         ]
         if expires_at is not None:
             tags.append(("expiration", str(expires_at)))
+        more = _other_columns(page)
         document = {
             "v": 1,
             "unit": "msat",
-            "columns": _COLUMNS,
-            "rows": [_row(offer) for offer in page],
+            "columns": (*_COLUMNS, *more),
+            "rows": [[*_row(offer), *(getattr(offer.other, c) for c in more)] for offer in page],
         }
         events.append(sign_bounded(keys, KIND_MODEL_PAGE, json_text(document), tags, created_at))
     return events
@@ -219,7 +247,7 @@ def parse_model_pages(events: Iterable[Event]) -> list[ModelOffer] | None:
     return None if offers is None else list(offers)
 
 
-def newest_set(pages: Iterable[Page]) -> tuple[ModelOffer, ...] | None:
+def newest_set(pages: Iterable[Page]) -> Sequence[ModelOffer] | None:
     """The models of the newest complete set among ``pages``; None while no set is complete."""
     sets: dict[tuple[int, int, str], dict[int, Page]] = {}
     for page in pages:
@@ -253,6 +281,16 @@ def _row(offer: ModelOffer) -> list[Any]:
     ]
 
 
+def _other_columns(page: Iterable[ModelOffer]) -> list[str]:
+    """The prices that some model of the page has besides the usual ones: additional columns."""
+    said = [offer.other for offer in page if offer.other != NO_OTHER_PRICES]
+    return [
+        name
+        for name, none in zip(OtherPrices._fields, NO_OTHER_PRICES, strict=True)
+        if any(getattr(other, name) != none for other in said)
+    ]
+
+
 def _parse_rows(content: str) -> tuple[ModelOffer, ...]:
     document = json_object(content)
     columns, rows = document.get("columns"), document.get("rows")
@@ -279,14 +317,29 @@ def _parse_row(row: Mapping[str, Any]) -> ModelOffer | None:
         return None
     if any(type(count) is not int for count in counts) or not isinstance(id_, str):
         return None
+    other = _parse_other(row)
+    if other is None:
+        return None
     offer = one_offer(
         id_,
         clean(text_field(row, "name"), MAX_IDENTIFIER_CHARS),
         counts,
         words(row.get("modalities")),
         words(row.get("endpoints")),
+        other=other,
     )
     return offer if announceable(offer) else None
+
+
+def _parse_other(row: Mapping[str, Any]) -> OtherPrices | None:
+    """The additional prices of a row; None when one of them cannot be read."""
+    prices = []
+    for name, none in zip(OtherPrices._fields, NO_OTHER_PRICES, strict=True):
+        price = row.get(name)
+        if price is not None and (type(price) is not int or not 0 <= price <= MAX_PRICE):
+            return None
+        prices.append(none if price is None else price)
+    return one_other(*prices)
 
 
 def one_offer(
@@ -296,6 +349,7 @@ def one_offer(
     modalities: tuple[str, ...],
     endpoints: tuple[str, ...],
     priced: bool = True,
+    other: OtherPrices = NO_OTHER_PRICES,
 ) -> ModelOffer:
     """An offer whose texts and counts are shared with the others that have the same.
 
@@ -314,7 +368,12 @@ def one_offer(
         modalities,
         endpoints,
         priced,
+        other,
     )
+
+
+one_other = lru_cache(maxsize=4_096)(OtherPrices)
+"""The same object for the same prices: most models have none of them."""
 
 
 def one_name(text: str) -> str:

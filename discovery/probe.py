@@ -16,10 +16,11 @@ import orjson
 
 from discovery.announcement import Announcement, is_onion
 from discovery.dialects import read_models
-from discovery.errors import ForbiddenAddress, InvalidKey
+from discovery.errors import ForbiddenAddress, InvalidKey, ProxyUnavailable
 from discovery.netguard import NetGuard
 from discovery.nostr.keys import parse_pubkey
 from discovery.offers import ModelOffer
+from discovery.onion import check_onion, onion_connector, proxy_errors
 
 _MAX_REMEMBERED = 1_000
 _MAX_KEPT_INFO_BYTES = 8_192
@@ -65,10 +66,12 @@ class Prober:
         timeout_s: deadline for one URL, connecting and reading included.
         max_body_bytes: longest ``/v1/info`` read.
         max_models_bytes: longest ``/v1/models`` read; ``max_models`` of it are taken.
-        max_urls: how many clearnet URLs of one announcement are asked.
+        max_urls: how many URLs of one announcement are asked.
         remember_s: an answer is reused this long, so that many announcements of one URL do not
             turn this node against it.
         per_host_per_minute: how many requests one host gets from here in a minute.
+        socks_proxy: ``socks5://host:port`` of Tor: onion services are asked through it, names
+            and all, and nothing else is; None leaves them unasked.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class Prober:
         max_urls: int = 3,
         remember_s: float = 15.0,
         per_host_per_minute: int = 60,
+        socks_proxy: str | None = None,
     ) -> None:
         self._guard = guard
         self._timeout_s = timeout_s
@@ -91,7 +95,9 @@ class Prober:
         self._max_urls = max_urls
         self._remember_s = remember_s
         self._per_host = per_host_per_minute
-        self._session: aiohttp.ClientSession | None = None
+        self._socks_proxy = socks_proxy
+        self._sessions: dict[bool, aiohttp.ClientSession] = {}
+        """The one to onion services, and the other."""
         self._answers: OrderedDict[str, tuple[float, _Answer]] = OrderedDict()
         self._hosts: OrderedDict[str, deque[float]] = OrderedDict()
 
@@ -108,13 +114,17 @@ class Prober:
 
     async def close(self) -> None:
         """Close the connections. Idempotent."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        for session in self._sessions.values():
+            await session.close()
+        self._sessions.clear()
+
+    def can_ask(self, announcement: Announcement) -> bool:
+        """Is there a URL among the announced that can be asked from here?"""
+        return any(map(self._reaches, announcement.urls))
 
     async def probe(self, announcement: Announcement) -> ProbeResult:
-        """Ask the announced clearnet URLs. Never raises for what the other side does."""
-        urls = [url for url in announcement.urls if not is_onion(url)][: self._max_urls]
+        """Ask the announced URLs. Never raises for what the other side does."""
+        urls = [url for url in announcement.urls if self._reaches(url)][: self._max_urls]
         if not urls:
             reason = (
                 "only an onion address is announced, and no Tor proxy is configured"
@@ -153,9 +163,16 @@ class Prober:
             return None
         try:
             async with asyncio.timeout(self._timeout_s):
-                await self._guard.check_url(url)
+                await self._check(url)
                 status, body = await self._get(f"{url}/v1/models", self._max_models_bytes)
-        except (TimeoutError, ForbiddenAddress, aiohttp.ClientError, OSError, ValueError):
+        except (
+            TimeoutError,
+            ForbiddenAddress,
+            ProxyUnavailable,
+            aiohttp.ClientError,
+            OSError,
+            ValueError,
+        ):
             return None
         if status != 200 or body is None:
             return None
@@ -178,6 +195,9 @@ class Prober:
             answer = _Answer(url, failure=f"no answer within {self._timeout_s:g} s")
         except ForbiddenAddress as error:
             answer = _Answer(url, failure=str(error))
+        except ProxyUnavailable as error:
+            # that says nothing about the node
+            answer = _Answer(url, failure=str(error), tried=False)
         except (aiohttp.ClientError, OSError, ValueError) as error:
             # The library's text can quote the peer: only the kind of failure is kept.
             answer = _Answer(url, failure=f"cannot be asked: {type(error).__name__}")
@@ -189,7 +209,7 @@ class Prober:
 
     async def _fetch(self, url: str) -> _Answer:
         # Before the connector judges the address, so that a refusal has its own reason.
-        await self._guard.check_url(url)
+        await self._check(url)
         started = time.monotonic()
         status, body = await self._get(f"{url}/v1/info", self._max_body_bytes)
         latency_ms = round((time.monotonic() - started) * 1000)
@@ -213,7 +233,13 @@ class Prober:
 
     async def _get(self, url: str, max_bytes: int) -> tuple[int, bytes | None]:
         """Status and body; no body when it is not 200, too long or compressed."""
-        async with self._client().get(url, allow_redirects=False) as response:
+        with proxy_errors():
+            return await self._read(self._client(onion=is_onion(url)), url, max_bytes)
+
+    async def _read(
+        self, client: aiohttp.ClientSession, url: str, max_bytes: int
+    ) -> tuple[int, bytes | None]:
+        async with client.get(url, allow_redirects=False) as response:
             if (
                 response.status != 200
                 or response.headers.get("content-encoding", "identity") != "identity"
@@ -226,16 +252,31 @@ class Prober:
                     return response.status, None
             return response.status, bytes(body)
 
-    def _client(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=self._guard.connector(),
+    def _reaches(self, url: str) -> bool:
+        return self._socks_proxy is not None or not is_onion(url)
+
+    async def _check(self, url: str) -> None:
+        """Raises ForbiddenAddress for where nothing may be asked."""
+        if self._socks_proxy is not None and is_onion(url):
+            check_onion(url)
+        else:
+            await self._guard.check_url(url)
+
+    def _client(self, *, onion: bool) -> aiohttp.ClientSession:
+        session = self._sessions.get(onion)
+        if session is None:
+            session = self._sessions[onion] = aiohttp.ClientSession(
+                connector=(
+                    onion_connector(self._socks_proxy)
+                    if onion and self._socks_proxy is not None
+                    else self._guard.connector()
+                ),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
                 headers={"accept": "application/json", "accept-encoding": "identity"},
                 timeout=aiohttp.ClientTimeout(total=self._timeout_s),
             )
-        return self._session
+        return session
 
     def _may_ask(self, host: str, now: float) -> bool:
         times = self._hosts.setdefault(host, deque(maxlen=self._per_host))

@@ -11,6 +11,7 @@ from typing import TypeAlias
 import structlog
 
 from discovery.announcement import Announcement
+from discovery.columns import Offers
 from discovery.health import Health
 from discovery.offers import ModelOffer
 from discovery.probe import ProbeResult
@@ -152,7 +153,7 @@ class Prospector:
         now = int(self._clock())
         health.record(result, now)
         if models is not None:
-            health.listed, health.listed_at = models, now
+            health.listed, health.listed_at = Offers.of(models), now
         if result.reachable:
             self._registry.mark(address, Trust.PROVEN if result.verified else Trust.FAILED)
             delay_s = self._reprobe_s

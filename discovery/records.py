@@ -12,13 +12,13 @@ The file is ours, so a document is believed; one that cannot be read raises Valu
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable
 from typing import Any
 
 import orjson
 
 from discovery.announcement import Announcement
+from discovery.columns import Offers
 from discovery.health import Day, Health
 from discovery.nostr.event import Event, Tags
 from discovery.offers import ModelOffer, Page, PageRef, newest_set, words
@@ -26,10 +26,6 @@ from discovery.probe import ProbeResult
 from discovery.registry import Entry, HeldPage, Tombs, Trust
 from discovery.reviews import Review
 
-_MODALITIES = ModelOffer._fields.index("modalities")
-"""The endpoints come next."""
-# without the check of ``_make``, which would take as long again: a row of ours is whole
-_make_offer: Callable[[list[Any]], ModelOffer] = partial(tuple.__new__, ModelOffer)
 _UNREADABLE = (KeyError, TypeError, IndexError)
 
 
@@ -47,7 +43,7 @@ def write_entry(entry: Entry) -> bytes:
                     held.page.ref.total,
                     held.weight_bytes,
                     held.ends,
-                    _offers(held.page.offers),
+                    Offers.of(held.page.offers).document(),
                 ]
                 for held in entry.pages.values()
             ],
@@ -72,11 +68,11 @@ def read_entry(address: str, document: bytes, now: float) -> Entry:
         if said["announcement"] is not None:
             entry.announcement = _read_announcement(address, said["announcement"])
         for id_, created_at, index, total, weight, ends, offers in said["pages"]:
-            page = Page(id_, created_at, PageRef(address, index, total), _read_offers(offers))
+            page = Page(id_, created_at, PageRef(address, index, total), Offers.read(offers))
             entry.pages[index] = HeldPage(page, weight, ends)
     except _UNREADABLE as error:
         raise ValueError(f"not an entry: {type(error).__name__}") from None
-    entry.models = newest_set(held.page for held in entry.pages.values()) or ()
+    entry.models = Offers.of(newest_set(held.page for held in entry.pages.values()) or ())
     if entry.announcement is not None and entry.ends <= now:
         raise ValueError("expired")
     return entry
@@ -98,7 +94,7 @@ def _announcement(said: Announcement) -> dict[str, Any]:
         "pubkey_lock": said.pubkey_lock,
         "created_at": said.created_at,
         "expires_at": said.expires_at,
-        "models": _offers(said.models),
+        "models": Offers.of(said.models).document(),
     }
 
 
@@ -123,7 +119,7 @@ def _read_announcement(address: str, said: dict[str, Any]) -> Announcement:
         pubkey_lock=said["pubkey_lock"],
         created_at=created_at,
         expires_at=said["expires_at"],
-        models=_read_offers(said["models"]),
+        models=Offers.read(said["models"]),
         event=event,
     )
 
@@ -182,13 +178,13 @@ def read_health(document: bytes) -> Health:
 
 def write_models(offers: Iterable[ModelOffer]) -> bytes:
     """A list of models."""
-    return orjson.dumps(_offers(offers))
+    return orjson.dumps(Offers.of(offers).document())
 
 
-def read_models(document: bytes) -> tuple[ModelOffer, ...]:
+def read_models(document: bytes) -> Offers:
     """A list of models. Raises ValueError."""
     try:
-        return _read_offers(orjson.loads(document))
+        return Offers.read(orjson.loads(document))
     except _UNREADABLE as error:
         raise ValueError(f"not a list of models: {type(error).__name__}") from None
 
@@ -242,29 +238,3 @@ def read_tombs(document: bytes) -> Tombs:
 def _shared(tags: list[list[str]]) -> Tags:
     """Names, relays and mints are the same in many announcements."""
     return tuple(tuple(map(sys.intern, tag)) for tag in tags)
-
-
-def _offers(offers: Iterable[ModelOffer]) -> list[Any]:
-    """The lists of words, each once, and rows that point at them."""
-    table: dict[tuple[str, ...], int] = {}
-    rows = [
-        [
-            *offer[:_MODALITIES],
-            table.setdefault(offer.modalities, len(table)),
-            table.setdefault(offer.endpoints, len(table)),
-            offer.priced,
-        ]
-        for offer in offers
-    ]
-    return [list(table), rows]
-
-
-def _read_offers(document: list[Any]) -> tuple[ModelOffer, ...]:
-    table, rows = document
-    lists = [words(list_) for list_ in table]
-    intern = sys.intern
-    for row in rows:
-        row[0], row[1] = intern(row[0]), intern(row[1])
-        row[_MODALITIES] = lists[row[_MODALITIES]]
-        row[_MODALITIES + 1] = lists[row[_MODALITIES + 1]]
-    return tuple(map(_make_offer, rows))

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from math import inf
 
 from discovery.announcement import (
     KIND_DELETION,
@@ -24,6 +25,7 @@ from discovery.announcement import (
     page_ref,
     parse_provider_event,
 )
+from discovery.columns import Offers
 from discovery.errors import InvalidAnnouncement, InvalidEvent
 from discovery.nostr.event import Event, is_hex_key
 from discovery.offers import Page, newest_set, read_page
@@ -59,7 +61,7 @@ class Entry:
     address: str
     announcement: Announcement | None = None
     pages: dict[int, HeldPage] = field(default_factory=dict)
-    models: tuple[ModelOffer, ...] = ()
+    models: Sequence[ModelOffer] = ()
     """Of the newest complete set of pages seen; kept while a newer set is incomplete."""
     trust: Trust = Trust.ORPHAN
     ends: int = 0
@@ -131,6 +133,9 @@ class Registry:
         self._by_trust: tuple[dict[str, None], ...] = tuple({} for _ in Trust)
         self._tombs: OrderedDict[str, Tombs] = OrderedDict()
         self._bytes = 0
+        self._soonest: float = inf
+        self.dropped = 0
+        """How many entries have been let go so far."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -166,6 +171,7 @@ class Registry:
         entry.pages, entry.models = restored.pages, restored.models
         entry.first_seen, entry.npub = restored.first_seen, restored.npub
         self._bytes += entry.weight_bytes
+        self._soonest = min(self._soonest, entry.ends or self._soonest, *_page_ends(entry))
         self.mark(entry.address, restored.trust)
         self._make_room()
 
@@ -200,6 +206,8 @@ class Registry:
     def expire(self) -> bool:
         """Drop what has expired; says whether anything listed changed."""
         now = int(self._clock())
+        if now < self._soonest:
+            return False
         changed = False
         for entry in list(self._entries.values()):
             if entry.announcement is not None and entry.ends <= now:
@@ -207,11 +215,15 @@ class Registry:
                 changed = True
             elif dead := [i for i, page in entry.pages.items() if page.ends <= now]:
                 changed |= self._remove_pages(entry, dead)
+        self._soonest = min(
+            (end for e in self._entries.values() for end in (e.ends or inf, *_page_ends(e))),
+            default=inf,
+        )
         return changed
 
     def next_expiry(self) -> int | None:
-        """When the next announcement expires, unix seconds."""
-        return min((entry.ends for entry in self), default=None)
+        """Nothing held expires before this, unix seconds; None: nothing ever does."""
+        return None if self._soonest == inf else int(self._soonest)
 
     def _ends(self, event: Event) -> int:
         end = event.created_at + self._max_age_s
@@ -240,6 +252,7 @@ class Registry:
         entry = entry or self._add(address)
         previous = entry.announcement
         entry.announcement, entry.ends = announcement, ends
+        self._soonest = min(self._soonest, ends)
         if previous is None or previous.name != announcement.name:
             entry.first_seen = self._clock()
         if previous is None or previous.urls != announcement.urls:
@@ -265,11 +278,14 @@ class Registry:
         event.verify()
         entry = entry or self._add(ref.provider)
         self._bytes += weight - (current.weight_bytes if current else 0)
-        entry.pages[ref.index] = HeldPage(read_page(event, ref), weight, ends)
+        page = read_page(event, ref)
+        page = replace(page, offers=Offers.of(page.offers))
+        entry.pages[ref.index] = HeldPage(page, weight, ends)
+        self._soonest = min(self._soonest, ends)
         models = newest_set(held.page for held in entry.pages.values())
         changed = models is not None and models != entry.models
         if models is not None:
-            entry.models = models
+            entry.models = Offers.of(models)
             # A shorter set leaves pages of the longer one behind.
             self._forget_pages(
                 entry,
@@ -327,7 +343,7 @@ class Registry:
         """Take pages out of what is sold; says whether something listed changed."""
         before = entry.models
         self._forget_pages(entry, indices)
-        entry.models = newest_set(held.page for held in entry.pages.values()) or ()
+        entry.models = Offers.of(newest_set(held.page for held in entry.pages.values()) or ())
         if not entry.pages and entry.announcement is None:
             self._drop(entry.address)
         return entry.models != before
@@ -371,6 +387,7 @@ class Registry:
 
     def _drop(self, address: str) -> None:
         entry = self._entries.pop(address)
+        self.dropped += 1
         self._bytes -= entry.weight_bytes
         self._by_trust[entry.trust].pop(address)
         addresses = self._by_author[entry.pubkey]
@@ -390,6 +407,10 @@ class Registry:
             else:
                 return
             self._drop(next(address for tier in tiers for address in tier))
+
+
+def _page_ends(entry: Entry) -> Iterator[int]:
+    return (held.ends for held in entry.pages.values())
 
 
 def _supersedes(event: Event, current: Event | Page) -> bool:

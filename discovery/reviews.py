@@ -42,6 +42,13 @@ class Review:
     """``lgtm``, ``avoid``, ``recommended`` or whatever else the reviewer calls it."""
     created_at: int
     text: str = ""
+    distance: int | None = None
+    """Of the reviewer from the operator of this directory, by who follows whom; None: unknown."""
+
+    @property
+    def favourable(self) -> bool:
+        """Does it speak for the provider?"""
+        return self.label in (APPROVAL, _RECOMMENDED)
 
 
 class Reviews:

@@ -19,7 +19,7 @@ import structlog
 
 log = structlog.get_logger()
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Of the file and of the documents in it."""
 DEFAULT_BATCH: Final = 200
 _NOT_THE_FILES_FAULT: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL)

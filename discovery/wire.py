@@ -48,7 +48,7 @@ def clean_lines(text: str, max_chars: int) -> str:
 
 def is_onion(url: str) -> bool:
     """Is the host of this normalised URL a Tor hidden service?"""
-    return (urlsplit(url).hostname or "").endswith(".onion")
+    return ".onion" in url and (urlsplit(url).hostname or "").endswith(".onion")
 
 
 def endpoint_url(text: str) -> str | None:

@@ -60,7 +60,8 @@ def wrap(
     def stamp() -> int:
         return when - secrets.randbelow(MAX_BACKDATE_S) if backdate else when
 
-    sealed = nip44.encrypt(rumor.to_json(), sender.conversation_key(recipient_pubkey))
+    shared = sender.conversation_key(recipient_pubkey, keep=True)
+    sealed = nip44.encrypt(rumor.to_json(), shared)
     seal = sender.sign(SEAL, sealed, expires, stamp())
     once = Keys.generate()
     wrapped = nip44.encrypt(seal.to_json(), once.conversation_key(recipient_pubkey))
@@ -82,7 +83,8 @@ def unwrap(event: Event, keys: Keys) -> Rumor:
     seal = Event.parse(_decode(nip44.decrypt(event.content, keys.conversation_key(event.pubkey))))
     if seal.kind != SEAL:
         raise InvalidEvent(f"a gift wrap holds a seal, not kind {seal.kind}")
-    rumor = Rumor.parse(_decode(nip44.decrypt(seal.content, keys.conversation_key(seal.pubkey))))
+    shared = keys.conversation_key(seal.pubkey, keep=True)
+    rumor = Rumor.parse(_decode(nip44.decrypt(seal.content, shared)))
     if rumor.pubkey != seal.pubkey:
         raise InvalidEvent("the rumor's author did not seal it")
     return rumor

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import secrets
 import time
+from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Final
 
-from coincurve import PublicKeyXOnly
+from coincurve import PrivateKey, PublicKeyXOnly
+from coincurve._libsecp256k1 import ffi, lib
+from coincurve.context import GLOBAL_CONTEXT
 from pynostr import bech32
-from pynostr.key import PrivateKey
 
 from discovery.errors import InvalidKey
 from discovery.nostr import nip44
@@ -18,23 +20,29 @@ from discovery.nostr.event import Event, compute_id, freeze_tags
 
 _MAX_KEY_CHARS: Final = 128
 _KEY_BYTES: Final = 32
+_MAX_CONVERSATIONS: Final = 1_024
 _is_hex_key = re.compile(r"[0-9a-fA-F]{64}").fullmatch
 
 
 class Keys:
     """A key pair. Neither ``str`` nor ``repr`` shows the secret; only ``nsec()`` gives it away."""
 
-    __slots__ = ("_private", "_pubkey")
+    __slots__ = ("_conversations", "_keypair", "_pubkey", "_secret")
 
     def __init__(self, secret: bytes) -> None:
         """``secret``: 32 bytes. Raises InvalidKey when it is not a secret key."""
         if len(secret) != _KEY_BYTES:
             raise InvalidKey("a secret key has 32 bytes")
-        try:
-            self._private = PrivateKey(secret)
-        except ValueError:
-            raise InvalidKey("the secret key is out of range") from None
-        self._pubkey: str = self._private.public_key.hex()
+        # libsecp256k1's own form of both keys: made once, not for each signature
+        self._keypair = ffi.new("secp256k1_keypair *")
+        if not lib.secp256k1_keypair_create(GLOBAL_CONTEXT.ctx, self._keypair, secret):
+            raise InvalidKey("the secret key is out of range")
+        self._secret = secret
+        point, x = ffi.new("secp256k1_xonly_pubkey *"), ffi.new("unsigned char [32]")
+        lib.secp256k1_keypair_xonly_pub(GLOBAL_CONTEXT.ctx, point, ffi.NULL, self._keypair)
+        lib.secp256k1_xonly_pubkey_serialize(GLOBAL_CONTEXT.ctx, x, point)
+        self._pubkey: str = bytes(ffi.buffer(x)).hex()
+        self._conversations: OrderedDict[str, bytes] = OrderedDict()
 
     @classmethod
     def generate(cls) -> Keys:
@@ -64,7 +72,7 @@ class Keys:
 
     def nsec(self) -> str:
         """The secret key as NIP-19 writes it. For the operator's eyes only."""
-        return _encode(self._private.raw_secret, "nsec")
+        return _encode(self._secret, "nsec")
 
     def sign(
         self,
@@ -80,20 +88,40 @@ class Keys:
         when = int(time.time()) if created_at is None else created_at
         frozen = freeze_tags(tags)
         id_ = compute_id(self._pubkey, when, kind, frozen, content)
-        sig: str = self._private.sign(bytes.fromhex(id_)).hex()
-        return Event(id_, self._pubkey, when, kind, frozen, content, sig)
+        return Event(id_, self._pubkey, when, kind, frozen, content, self._sign(bytes.fromhex(id_)))
+
+    def _sign(self, digest: bytes) -> str:
+        """A BIP-340 signature with fresh randomness, hex."""
+        sig, fresh = ffi.new("unsigned char [64]"), secrets.token_bytes(_KEY_BYTES)
+        if not lib.secp256k1_schnorrsig_sign32(
+            GLOBAL_CONTEXT.ctx, sig, digest, self._keypair, fresh
+        ):
+            raise InvalidKey("the key does not sign")
+        return bytes(ffi.buffer(sig)).hex()
 
     def sign_digest(self, digest: bytes) -> str:
         """A BIP-340 signature over 32 bytes, hex; always the same one for the same digest.
 
         Raises ValueError for another length.
         """
-        sig: bytes = self._private.sign(digest, bytes(_KEY_BYTES))
+        sig: bytes = PrivateKey(self._secret).sign_schnorr(digest, bytes(_KEY_BYTES))
         return sig.hex()
 
-    def conversation_key(self, pubkey_hex: str) -> bytes:
-        """The NIP-44 key shared with ``pubkey_hex``. Raises InvalidKey when that is no key."""
-        return nip44.conversation_key(self._private.raw_secret, pubkey_hex)
+    def conversation_key(self, pubkey_hex: str, *, keep: bool = False) -> bytes:
+        """The NIP-44 key shared with ``pubkey_hex``. Raises InvalidKey when that is no key.
+
+        Args:
+            keep: remember it, among so many others, as there will be more to say to each other.
+        """
+        key = self._conversations.get(pubkey_hex)
+        if key is None:
+            key = nip44.conversation_key(self._secret, pubkey_hex)
+        if keep:
+            self._conversations[pubkey_hex] = key
+            self._conversations.move_to_end(pubkey_hex)
+            if len(self._conversations) > _MAX_CONVERSATIONS:
+                self._conversations.popitem(last=False)
+        return key
 
     def __repr__(self) -> str:
         return f"Keys({self.npub})"

@@ -165,9 +165,8 @@ class RelayPool:
         Returns a result for every URL as it was given; a bad relay is a result, not an error.
         """
         wait_s = self._ok_timeout_s if timeout_s is None else timeout_s
-        frame = f'["EVENT",{event.to_json()}]'
         tasks = {
-            asyncio.create_task(self._publish_to(url, event.id, frame, wait_s)): url
+            asyncio.create_task(self.publish_to(url, event, timeout_s=wait_s)): url
             for url in dict.fromkeys(self._relays if urls is None else urls)
         }
         try:
@@ -182,15 +181,14 @@ class RelayPool:
         pending = PublishResult(False, "pending: not waited for")
         return {url: task.result() if task.done() else pending for task, url in tasks.items()}
 
-    async def _publish_to(
-        self, url: str, event_id: str, frame: str, timeout_s: float
-    ) -> PublishResult:
+    async def publish_to(self, url: str, event: Event, *, timeout_s: float) -> PublishResult:
+        """Send ``event`` to one relay, of the pool or not, and wait for its OK; see ``publish``."""
         try:
             relay = self._find(url)
         except RelayError as exc:
             return PublishResult(False, f"unusable: {exc}")
         try:
-            return await relay.publish(event_id, frame, timeout_s)
+            return await relay.publish(event.id, f'["EVENT",{event.to_json()}]', timeout_s)
         finally:
             self._release(relay)
 
@@ -215,7 +213,11 @@ class RelayPool:
         ``filters`` may be a function: it is called at each (re)connect, for a fresh ``since``.
         """
         subscription = Subscription(filters, queue_size=queue_size, seen_size=seen_size)
-        self._ask(subscription, self._relays)
+        # a pool may be without relays for now
+        if self._relays or self._closed:
+            self._ask(subscription, self._relays)
+        else:
+            self._subscriptions.add(subscription)
         self._standing.add(subscription)
         return subscription
 

@@ -7,9 +7,8 @@ bounded queue, so a relay that does not read can stop neither reading nor the pr
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
@@ -21,7 +20,9 @@ from discovery.nostr.event import Event
 from discovery.nostr.filters import Matcher
 from discovery.nostr.keys import Keys
 from discovery.nostr.limits import Counters, PublishResult, RelayLimits
-from discovery.nostr.pacing import RoundTrip
+from discovery.nostr.outgoing import Outgoing
+from discovery.nostr.publishes import Publishes
+from discovery.nostr.quick_ack import quick_ack
 from discovery.nostr.subscription import Subscription
 
 _AUTH_KIND: Final = 22242
@@ -29,7 +30,6 @@ _MAX_CHALLENGE_CHARS: Final = 1_024
 _MAX_NOTICE_CHARS: Final = 300
 _AUTH_REQUIRED: Final = "auth-required"  # strfry writes "ERROR: auth-required: …"
 _RESTRICTED: Final = "restricted"
-_RESEND_GROWTH: Final = 1.5
 
 log = structlog.get_logger()
 
@@ -46,17 +46,6 @@ class _Request:
     pause_s: float = 0
     silences: int = 0
     retry: asyncio.TimerHandle | None = None
-
-
-@dataclass(slots=True)
-class _Publish:
-    frame: str
-    answer: asyncio.Future[PublishResult] = field(
-        default_factory=lambda: asyncio.get_running_loop().create_future()
-    )
-    waiting: int = 0
-    refused: bool = False
-    auth_retried: bool = False
 
 
 class Session:
@@ -78,17 +67,12 @@ class Session:
         self._limits = limits
         self._counters = counters
         self._requests: dict[str, _Request] = {}
-        self._publishes: dict[str, _Publish] = {}
-        self._outbox: asyncio.Queue[str] = asyncio.Queue(limits.max_queued_frames)
-        self._drained = asyncio.Event()
-        self._round_trip = RoundTrip(limits.ok_patience_min_s, limits.ok_patience_max_s)
-        self._ok_without_id = False
-        self._resent_in_vain = 0
+        self._outgoing = Outgoing(socket, url, limits)
+        self._publishes = Publishes(self._outgoing, limits, counters)
         self._auth_id: str | None = None
         self._auth_denied = False
         self._auths = 0
         self._auth_timer: asyncio.TimerHandle | None = None
-        self._lost = asyncio.Event()
 
     async def run(self, subscriptions: Iterable[Subscription]) -> None:
         """Send the subscriptions, then read and write until the connection ends.
@@ -96,14 +80,14 @@ class Session:
         Raises RelayError, OSError or a websockets exception that says why it ended.
         """
         reader = asyncio.create_task(self._read())
-        writer = asyncio.create_task(self._write())
+        writer = asyncio.create_task(self._outgoing.write())
         try:
             for subscription in subscriptions:
                 self.open(subscription)
             done, _ = await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._lost.set()
-            self._drained.set()
+            self._outgoing.end()
+            self._publishes.lost()
             self._cancel_timers()
             for task in (reader, writer):
                 task.cancel()
@@ -151,73 +135,16 @@ class Session:
     async def publish(self, event_id: str, frame: str) -> PublishResult | None:
         """Send an EVENT frame and wait for its OK; None when the connection ends first.
 
-        Waits without a limit of its own: the caller brings the deadline. Sent again when the OK
-        takes far longer than it does otherwise.
+        Waits without a limit of its own: the caller brings the deadline.
         """
-        publish = self._publishes.get(event_id)
-        if publish is None:
-            if len(self._publishes) >= self._limits.max_pending_oks:
-                return PublishResult(False, "busy: too many events wait for this relay's answer")
-            publish = self._publishes[event_id] = _Publish(frame)
-            first = True
-        else:
-            first = False
-        publish.waiting += 1
-        lost = asyncio.create_task(self._lost.wait())
-        either: set[asyncio.Future[Any]] = {publish.answer, lost}
-        try:
-            if first:
-                await self._deliver(publish, either)
-            else:
-                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            return publish.answer.result() if publish.answer.done() else None
-        finally:
-            lost.cancel()
-            publish.waiting -= 1
-            if publish.waiting == 0:
-                self._publishes.pop(event_id, None)
-
-    async def _deliver(self, publish: _Publish, either: set[asyncio.Future[Any]]) -> None:
-        """Send it until one of ``either`` is done."""
-        clock = asyncio.get_running_loop().time
-        for attempt in itertools.count():
-            await self._has_room()
-            self._send_text(publish.frame)
-            sent_at = clock()
-            if self._may_resend:
-                wait_s = self._round_trip.patience_s * _RESEND_GROWTH**attempt
-            else:
-                wait_s = None
-            done, _ = await asyncio.wait(
-                either, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED
-            )
-            if done:
-                if attempt == 0 and publish.answer.done() and not publish.auth_retried:
-                    self._round_trip.took(clock() - sent_at)
-                return
-            self._counters.resent += 1
-            if not self._round_trip.known:
-                self._resent_in_vain += 1
-
-    @property
-    def _may_resend(self) -> bool:
-        if self._ok_without_id:  # one more OK would count for another event
-            return False
-        known = self._round_trip.known
-        return known or self._resent_in_vain < self._limits.max_unanswered_events
-
-    async def _has_room(self) -> None:
-        """Events fill at most half of the queue, so that what must not wait finds room."""
-        while self._outbox.qsize() >= self._limits.max_queued_frames // 2:
-            if self._lost.is_set():
-                return
-            self._drained.clear()
-            await self._drained.wait()
+        return await self._publishes.publish(event_id, frame)
 
     # reading
 
     async def _read(self) -> None:
+        acknowledge = quick_ack(self._socket.transport)
         async for frame in self._socket:
+            acknowledge()
             self._receive(frame)
         raise RelayError("the relay closed the connection")
 
@@ -311,19 +238,14 @@ class Session:
         if event_id == self._auth_id:
             self._auth_settled(accepted, message)
             return
-        if event_id:
-            publish = self._publishes.get(event_id)
-        else:  # nostr-relay refuses with an empty id; it works through events in their order
-            self._ok_without_id = True
-            open_ones = (p for p in self._publishes.values() if not p.answer.done())
-            publish = next(open_ones, None)
-        if publish is None or publish.answer.done():
+        publish = self._publishes.answered(event_id)
+        if publish is None:
             return
         if not accepted and self._wants_auth(message) and not publish.auth_retried:
             self._note(message)
             if self.authenticated:
                 publish.auth_retried = True
-                self._send_text(publish.frame)
+                self._outgoing.send(publish.frame)
             else:
                 publish.refused = True
             return
@@ -374,14 +296,13 @@ class Session:
         if not accepted:
             self._note(message)
             log.info("relay_auth_refused", relay=self._url, reason=message)
-        for publish in self._publishes.values():
-            if publish.refused and not publish.answer.done():
-                publish.refused = False
-                if accepted:
-                    publish.auth_retried = True
-                    self._send_text(publish.frame)
-                else:
-                    publish.answer.set_result(PublishResult(False, f"auth-required: {message}"))
+        for publish in self._publishes.refused():
+            publish.refused = False
+            if accepted:
+                publish.auth_retried = True
+                self._outgoing.send(publish.frame)
+            else:
+                publish.answer.set_result(PublishResult(False, f"auth-required: {message}"))
         for request in list(self._requests.values()):
             if accepted and (request.refused or not request.answered):
                 request.auth_retried = True
@@ -389,31 +310,10 @@ class Session:
             elif request.refused:
                 self._give_up(request)
 
-    # writing
+    # small things
 
     def _send(self, message: list[Any]) -> None:
-        self._send_text(orjson.dumps(message).decode())
-
-    def _send_text(self, text: str) -> None:
-        if self._lost.is_set():
-            return
-        try:
-            self._outbox.put_nowait(text)
-        except asyncio.QueueFull:
-            log.warning("relay_does_not_read", relay=self._url)
-            self._socket.fail_connection()
-
-    async def _write(self) -> None:
-        while True:
-            text = await self._outbox.get()
-            self._drained.set()
-            try:
-                async with asyncio.timeout(self._limits.send_timeout_s):
-                    await self._socket.send(text)
-            except TimeoutError:
-                raise RelayError("the relay does not read what we send") from None
-
-    # small things
+        self._outgoing.send(orjson.dumps(message).decode())
 
     def _note(self, message: str) -> None:
         self._counters.last_notice = message

@@ -40,15 +40,10 @@ from node.client.stream import (
     ReplyTimeout,
 )
 from node.transport.dm.assembly import ReplyError
-from node.transport.dm.codec import (
-    REPLY_KIND,
-    REQUEST_KIND,
-    BadMessage,
-    build_request,
-    parse_answer,
-)
+from node.transport.dm.codec import REPLY_KIND, REQUEST_KIND, BadMessage, parse_answer
 from node.transport.dm.cutter import MIN_PART_BYTES, PART_BYTES
 from node.transport.dm.publishing import Delivery, Publisher
+from node.transport.dm.writing import build_request
 
 __all__ = ["ClientReply", "NostrClient", "Patience", "ReplyError", "ReplyStream", "ReplyTimeout"]
 
@@ -113,6 +108,11 @@ class NostrClient:
     def pubkey(self) -> str:
         """The session's public key, hex."""
         return self._keys.pubkey
+
+    @property
+    def connected(self) -> bool:
+        """Whether any relay is there."""
+        return any(relay.connected for relay in self._pool.health().values())
 
     async def __aenter__(self) -> Self:
         await self._pool.start()

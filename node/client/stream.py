@@ -11,8 +11,9 @@ from typing import Any, Self
 import orjson
 
 from node.transport.dm.assembly import ReplyAssembler, ReplyError
-from node.transport.dm.codec import Nack, ReplyPiece, build_cancel, build_nack
+from node.transport.dm.codec import Nack, ReplyPiece
 from node.transport.dm.cutter import OMITTED_HEADER
+from node.transport.dm.writing import build_cancel, build_nack
 
 _INCOMPLETE = 408
 _MAX_ANEW = 3

@@ -331,6 +331,28 @@ async def test_one_relay_that_never_answers_delays_no_other(
             await until(directory, knows(again, models=2))
 
 
+async def test_with_one_relay_of_three_alive_nothing_is_missed(
+    relay: StrictRelay, prober: Prober
+) -> None:
+    """And what is new is there at once: no poll comes in time to bring it."""
+    dead = [f"ws://127.0.0.1:{free_port()}" for _ in range(2)]
+    owners = [Keys.generate() for _ in range(20)]
+    async with (
+        RelayPool([dead[0], relay.url, dead[1]], connect_timeout_s=1) as pool,
+        RelayPool([relay.url]) as good,
+    ):
+        directory = patient(pool, prober, poll_s=(3_600, 3_600))
+        for keys in owners[:10]:
+            await Announcer(good, keys, lambda: source("early", relay.url)).publish_once()
+        async with running(directory):
+            for keys in owners[:10]:
+                await until(directory, knows(keys, models=2))
+            for keys in owners[10:]:
+                await Announcer(good, keys, lambda: source("late", relay.url)).publish_once()
+                await until(directory, knows(keys, models=2))
+            assert len(directory.snapshot().providers) == len(owners)
+
+
 async def test_the_poll_finds_what_the_subscription_missed(
     relay: StrictRelay, prober: Prober
 ) -> None:

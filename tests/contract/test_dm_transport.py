@@ -100,6 +100,7 @@ class Node:
         self.urls = [url] if isinstance(url, str) else url
         self.limits = limits or DmLimits()
         self._running: contextlib.AsyncExitStack | None = None
+        self.open_pool = lambda: RelayPool(self.urls, keys=self.keys)
 
     @property
     def pubkey(self) -> str:
@@ -107,7 +108,7 @@ class Node:
 
     async def start(self) -> None:
         self._running = stack = contextlib.AsyncExitStack()
-        self.pool = await stack.enter_async_context(RelayPool(self.urls, keys=self.keys))
+        self.pool = await stack.enter_async_context(self.open_pool())
         self.server = DmServer(
             self.pool,
             self.keys,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -486,6 +487,17 @@ async def test_a_limit_that_lasts_is_the_result(strict: StrictRelay) -> None:
         await until(lambda: pool.health()[proxy.url].interval_s >= 0.3)
         await pool.publish(note("y"), timeout_s=2.0)
         assert "takes an event every" in str(pool.trouble(proxy.url))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other kernels have no such switch")
+async def test_frames_are_acknowledged_when_they_are_read(faulty: FaultRelay) -> None:
+    """A relay with Nagle's algorithm would hold the next small frame back for 40 ms."""
+    at_once = 0
+    async with pool_of(faulty) as pool:
+        for number in range(20):
+            assert (await pool.publish(note(str(number))))[faulty.url].ok
+            at_once += faulty.unacknowledged_bytes() == 0
+    assert at_once > 10  # left to the kernel it is 0; all but a few, as the machine may be busy
 
 
 async def test_many_large_events_at_once_cost_no_connection(strict: StrictRelay) -> None:

@@ -1,7 +1,8 @@
 """Requests over two bad lines to two relays: ``python -m tests.soak.nostr``, see docs/testing.md.
 
 Each request must run once, be charged once at the published price, be answered to the last byte,
-and bring its change. At the end what the mint issued is held by the clients and the node.
+and bring its change. At the end what the mint issued is held by the clients and the node. With
+``--kills`` node and relays are killed meanwhile; then a request may run again, but costs once.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from node.demo.purse import Purse
 from node.ledger.books import Books, read_books
 from tests.fakes.relay_proxy import Line, RelayProxy, relay_proxy
 from tests.fakes.relays import mortal_relay, sloppy_relay
+from tests.soak.mortality import Mortality
 from tests.soak.node import SOURCE
 from tests.soak.sized import SizedServer, expected_answer, usage_of
 
@@ -44,6 +46,8 @@ OFFER = Offer(
 )
 TOKEN_SAT = 5
 """Pays for the dearest request and leaves change."""
+_ASK_AGAIN = (425, 429, 503)
+_MAX_PAUSE_S = 5.0
 PATIENCE = Patience(gap_s=0.5, max_gap_s=4.0, idle_s=4.0, max_idle_s=16.0)
 
 
@@ -62,6 +66,8 @@ class NostrPlan:
     """Of a prompt and of an answer; sizes are spread evenly over their logarithm."""
     timeout_s: float = 240.0
     """For one request."""
+    kills: int = 0
+    """Of node and relays, about one a second."""
 
 
 @dataclass
@@ -76,6 +82,7 @@ class NostrOutcome:
     lines: dict[str, dict[str, int]] = field(default_factory=dict)
     sums: dict[str, int] = field(default_factory=dict)
     waits_s: list[float] = field(default_factory=list)
+    kills: Counter[str] = field(default_factory=Counter)
 
     def text(self) -> str:
         """For people."""
@@ -87,6 +94,7 @@ class NostrOutcome:
             f"waits       median {at[0.5]:.1f} s, 95 % {at[0.95]:.1f} s, most {waits[-1]:.1f} s",
             f"ways        {dict(self.ways)}",
             *(f"line        {name}: {met}" for name, met in self.lines.items()),
+            f"kills       {dict(self.kills)}",
             f"money       {self.sums}",
             *(f"PROBLEM     {problem}" for problem in self.problems),
             f"{len(self.problems)} problems" if self.problems else "each ran once, paid once",
@@ -160,10 +168,15 @@ async def soak_nostr(
     async with AsyncExitStack() as stack:
         mint = mint or stack.enter_context(EmbeddedMint(directory / "mint"))
         strict = await stack.enter_async_context(mortal_relay())
-        (directory / "relay").mkdir(parents=True)
-        sloppy = await stack.enter_async_context(sloppy_relay(directory / "relay"))
+        mortal = [strict]
+        if plan.kills:
+            mortal.append(await stack.enter_async_context(mortal_relay()))
+            second = mortal[-1].url
+        else:
+            (directory / "relay").mkdir(parents=True)
+            second = (await stack.enter_async_context(sloppy_relay(directory / "relay"))).url
         lines: list[RelayProxy] = []
-        for number, target in enumerate((strict.url, sloppy.url)):
+        for number, target in enumerate((strict.url, second)):
             proxy = relay_proxy(target, seed=plan.seed + number)
             lines.append(await stack.enter_async_context(proxy))
         upstream = await stack.enter_async_context(SizedServer())
@@ -175,9 +188,14 @@ async def soak_nostr(
             line.line = Line(lose=plan.loss)
         run = _Run(plan, outcome, node, upstream, purse, _jobs(plan))
         started = time.monotonic()
-        await asyncio.gather(*(_act(run, urls, number) for number in range(plan.clients)))
+        mortality = Mortality(node, mortal, random.Random(plan.seed), count=plan.kills)
+        outcome.kills = mortality.kills
+        async with asyncio.TaskGroup() as group:
+            group.create_task(mortality.run())
+            for number in range(plan.clients):
+                group.create_task(_act(run, urls, number))
         outcome.seconds = time.monotonic() - started
-        names = ("strict", "sloppy")
+        names = ("one", "other") if plan.kills else ("strict", "sloppy")
         outcome.lines = {name: dict(line.met) for name, line in zip(names, lines, strict=True)}
         await _settle(run)
     return outcome
@@ -207,12 +225,13 @@ async def _act(run: _Run, urls: list[str], number: int) -> None:
     mine = run.jobs[number :: run.plan.clients]
     async with NostrClient(urls, patience=PATIENCE) as client:
         funded = TOKEN_SAT * (1 + sum(not job.by_token for job in mine))
-        made = await client.request(
-            run.node.keys.npub,
+        made = await _answered(
+            run,
+            client,
             "POST",
             "/v1/wallet/create",
-            headers={"content-type": "application/json"},
-            body=json.dumps({"cashu_token": await run.purse.fund(funded)}).encode(),
+            {"content-type": "application/json"},
+            json.dumps({"cashu_token": await run.purse.fund(funded)}).encode(),
         )
         if made.status != 200:
             run.outcome.problems.append(f"account {number}: {made.status} {made.body!r}")
@@ -226,13 +245,11 @@ async def _act(run: _Run, urls: list[str], number: int) -> None:
 
         await asyncio.gather(*(work() for _ in range(run.plan.parallel)))
         bearer = {"authorization": f"Bearer {key}"}
-        answer = await client.request(run.node.keys.npub, "GET", "/v1/balance/info", headers=bearer)
+        answer = await _answered(run, client, "GET", "/v1/balance/info", bearer)
         left = int(answer.json()["balance"])
         if left != funded * MSAT_PER_SAT - run.costs[key]:
             run.outcome.problems.append(f"account {number} has {left}, charged {run.costs[key]}")
-        answer = await client.request(
-            run.node.keys.npub, "POST", "/v1/balance/refund", headers=bearer
-        )
+        answer = await _answered(run, client, "POST", "/v1/balance/refund", bearer)
         got = await run.purse.receive(answer.json()["token"])
         if got != left // MSAT_PER_SAT:
             run.outcome.problems.append(f"account {number} was refunded {got} sat of {left} msat")
@@ -249,14 +266,7 @@ async def _ask(run: _Run, client: NostrClient, key: str, job: Job) -> None:
         headers["authorization"] = f"Bearer {key}"
     started = time.monotonic()
     try:
-        reply = await client.request(
-            run.node.keys.npub,
-            "POST",
-            "/v1/chat/completions",
-            headers=headers,
-            body=job.body,
-            timeout_s=run.plan.timeout_s,
-        )
+        reply = await _answered(run, client, "POST", "/v1/chat/completions", headers, job.body)
     except ReplyError as error:
         outcome.problems.append(f"{job.name}: {type(error).__name__} {error}")
         return
@@ -273,6 +283,33 @@ async def _ask(run: _Run, client: NostrClient, key: str, job: Job) -> None:
         run.costs[key] += int(reply.trailers["x-cost-msat"])
     outcome.problems += problems
     outcome.answered += not problems
+
+
+async def _answered(
+    run: _Run,
+    client: NostrClient,
+    method: str,
+    path: str,
+    headers: dict[str, str],
+    body: bytes = b"",
+) -> ClientReply:
+    """Ask, and again under the same id for as long as the node says so."""
+    message_id = secrets.token_hex(16)
+    deadline = time.monotonic() + run.plan.timeout_s
+    while True:
+        reply = await client.request(
+            run.node.keys.npub,
+            method,
+            path,
+            headers=headers,
+            body=body,
+            timeout_s=run.plan.timeout_s,
+            message_id=message_id,
+        )
+        if reply.status not in _ASK_AGAIN or time.monotonic() > deadline:
+            return reply
+        run.outcome.ways[f"asked again after {reply.status}"] += 1
+        await asyncio.sleep(min(float(reply.headers.get("retry-after", "1")), _MAX_PAUSE_S))
 
 
 def _faults_of(reply: ClientReply, job: Job) -> list[str]:
@@ -299,9 +336,10 @@ async def _settle(run: _Run) -> None:
     """The equation, once nothing is under way."""
     outcome, problems = run.outcome, run.outcome.problems
     problems += [
-        f"{job.name} ran {run.upstream.executed[job.name]} times"
+        f"{job.name} ran {times} times"
         for job in run.jobs
-        if run.upstream.executed[job.name] != 1
+        if (times := run.upstream.executed[job.name]) != 1
+        and not (run.plan.kills and times)  # who is killed while it runs runs it again
     ]
     books = await _quiet_books(run.node)
     problems += books.problems()
@@ -342,11 +380,19 @@ def main() -> int:
     parser.add_argument("--loss", type=float, default=0.15, help="of frames, per relay")
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--max-bytes", type=int, default=1_000_000, help="of prompt and answer")
+    parser.add_argument(
+        "--kills", type=int, default=0, help="of node and relays, about one a second"
+    )
     parser.add_argument("--keep", type=Path, default=None, help="directory to run in and keep")
     asked = parser.parse_args()
     seed = secrets.randbelow(10**6) if asked.seed is None else asked.seed
     plan = NostrPlan(
-        seed, asked.requests, asked.loss, clients=asked.clients, max_bytes=asked.max_bytes
+        seed,
+        asked.requests,
+        asked.loss,
+        clients=asked.clients,
+        max_bytes=asked.max_bytes,
+        kills=asked.kills,
     )
     print(f"seed {seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="nodestr-soak-") as directory:

@@ -39,3 +39,16 @@ async def test_requests_over_two_lossy_relays_run_once_and_bring_their_change(
     assert outcome.problems == []
     assert outcome.answered == 12
     assert all(line["lost"] for line in outcome.lines.values())
+
+
+@pytest.mark.timeout(300)
+async def test_requests_while_node_and_relays_are_killed_cost_once_and_bring_their_change(
+    mint: EmbeddedMint, tmp_path: Path
+) -> None:
+    seed = datetime.datetime.now(tz=datetime.UTC).toordinal()
+    plan = NostrPlan(seed, requests=24, loss=0.0, clients=3, max_bytes=60_000, kills=3)
+    outcome = await soak_nostr(plan, tmp_path, mint)
+    print(outcome.text())
+    assert outcome.problems == []
+    assert outcome.answered == 24
+    assert set(outcome.kills) == {"node", "relay 0", "relay 1"}

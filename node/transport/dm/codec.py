@@ -1,4 +1,5 @@
-"""The messages of a request over Nostr, as text ⇄ values; no I/O. Server and client share it.
+"""Reading the messages of a request over Nostr, text → values; no I/O. Server and client share
+it; ``writing`` is the other direction.
 
 A rumor of kind 80 holds one of ``RequestPart | Nack | Cancel``, a rumor of kind 81 one of
 ``ReplyPart`` (http2nostr's format) or ``Frame`` (ours, when the request said ``frames``).
@@ -8,9 +9,8 @@ Everything is JSON; bodies are base64 in parts of at most ``PART_BYTES`` raw byt
 from __future__ import annotations
 
 import binascii
-import hashlib
 import re
-from base64 import b64decode, b64encode
+from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
@@ -20,7 +20,7 @@ import orjson
 from discovery.nostr.giftwrap import EPHEMERAL_GIFT_WRAP, GIFT_WRAP
 from node.core.exchange import REQUEST_HEADERS
 from node.errors import InvalidJson, InvalidValue, NodeError, RequestTooLarge
-from node.transport.dm.cutter import PART_BYTES, body_room, dump
+from node.transport.dm.cutter import PART_BYTES
 from node.transport.dm.target import MAX_RELAYS, relay_url
 
 REQUEST_KIND = 80
@@ -314,90 +314,3 @@ def _wraps(value: object) -> tuple[int, ...]:
 
 def _unique(values: Sequence[_T]) -> tuple[_T, ...]:
     return tuple(dict.fromkeys(values))
-
-
-# ------------------------------------------------------------------ writing
-
-
-def build_request(
-    message_id: str,
-    method: str,
-    url: str,
-    headers: Mapping[str, str],
-    body: bytes = b"",
-    *,
-    frames: bool = True,
-    expires: int | None = None,
-    relays: Sequence[str] = (),
-    wrap: Sequence[int] = (),
-    part_bytes: int = PART_BYTES,
-) -> list[str]:
-    """The contents of the kind 80 rumors of one request, in order.
-
-    ``part_bytes``: most body bytes of one part.
-
-    Raises ValueError when the headers do not fit in one part.
-    """
-    common: dict[str, Any] = {"id": message_id, "v": 1}
-    if frames:
-        common["frames"] = True
-    if expires is not None:
-        common["expires"] = expires
-    if relays:
-        common["relays"] = list(relays)
-    if wrap:
-        common["wrap"] = list(wrap)
-    first = {
-        "method": method,
-        "url": url,
-        "headers": dict(headers),
-        "sha256": hashlib.sha256(body).hexdigest(),
-    }
-    return _numbered(common, first, body, part_bytes)
-
-
-def build_nack(message_id: str, seqs: Sequence[int]) -> str:
-    """Content that asks for frames again; at most MAX_NACKS of them."""
-    return dump({"id": message_id, "nack": list(seqs[:MAX_NACKS])})
-
-
-def build_cancel(message_id: str) -> str:
-    """Content that stops the generation."""
-    return dump({"id": message_id, "cancel": True})
-
-
-def build_reply(
-    message_id: str,
-    status: int,
-    headers: Mapping[str, str],
-    body: bytes,
-    *,
-    part_bytes: int = PART_BYTES,
-) -> list[str]:
-    """The contents of the kind 81 rumors of one plain reply (http2nostr's format), in order.
-
-    Raises ValueError when the headers do not fit in one part.
-    """
-    first = {"status": status, "headers": dict(headers)}
-    return _numbered({"id": message_id}, first, body, part_bytes)
-
-
-def _numbered(
-    common: dict[str, Any], first: dict[str, Any], body: bytes, part_bytes: int
-) -> list[str]:
-    # Part 0 shares its room with the headers, so its body may be shorter than the others'.
-    room = min(body_room({**common, **first}), part_bytes)
-    chunks = [body[:room]]
-    chunks += [body[start : start + part_bytes] for start in range(room, len(body), part_bytes)]
-    return [
-        dump(
-            {
-                **common,
-                "partIndex": index,
-                "parts": len(chunks),
-                **(first if index == 0 else {}),
-                "bodyBase64": b64encode(chunk).decode(),
-            }
-        )
-        for index, chunk in enumerate(chunks)
-    ]

@@ -76,7 +76,8 @@ class FrameCutter:
         """All that is left, ending in the final frame."""
         last = {"final": True, "sha256": self._digest.hexdigest(), "trailers": fitting(trailers)}
         frames = []
-        while len(self._pending) > self._room(last):
+        # The count belongs to what is measured: it is in the frame that takes the rest.
+        while len(self._pending) > self._room({**last, "frames": self._seq + 1}):
             frames.append(self.cut())
             if not self._pending:
                 break

@@ -11,7 +11,7 @@ from node.transport.dm.assembly import AssemblyLimits
 class Pacing:
     """When a live reply's gathered bytes leave as a frame."""
 
-    first_s: float = 0.15
+    first_s: float = 0.1
     growth: float = 1.5
     max_s: float = 2.0
     max_backoff_s: float = 10.0
@@ -26,11 +26,11 @@ class DmLimits:
     assembly: AssemblyLimits = field(default_factory=AssemblyLimits)
     queue_size: int = 1000
     """Wraps waiting to be decrypted, per kind; the oldest are dropped."""
-    max_unwraps_per_s: float = 200.0
-    """One takes 1 to 5 ms of CPU, whoever sent it."""
+    max_unwraps_per_s: float = 400.0
+    """One takes 0.2 to 0.6 ms of CPU, whoever sent it."""
     max_running: int = 64
     max_running_per_sender: int = 8
-    requests_per_minute: int = 240
+    requests_per_minute: int = 1_200
     """Of one sender, replays included; the services have their own, finer limits."""
     unpaid_per_minute: int = 30
     unpaid_total_per_minute: int = 600

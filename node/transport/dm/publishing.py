@@ -110,9 +110,10 @@ class Publisher:
         self, parcel: _Parcel, kinds: Sequence[int], urls: Sequence[str]
     ) -> list[PublishResult]:
         """Results so far, as soon as a relay took it or all have answered."""
-        waiting = {
-            asyncio.create_task(self._send_to(url, parcel, kinds)) for url in dict.fromkeys(urls)
-        }
+        different = list(dict.fromkeys(urls))
+        if len(different) == 1:
+            return [await self._send_to(different[0], parcel, kinds)]
+        waiting = {asyncio.create_task(self._send_to(url, parcel, kinds)) for url in different}
         results: list[PublishResult] = []
         try:
             while waiting and not any(result.ok for result in results):
@@ -135,8 +136,7 @@ class Publisher:
         order = sorted(kinds, key=lambda kind: self._refused.get((url, kind), now) > now)
         for kind in order:
             event = parcel.event(kind, int(self._clock()))
-            results = await self._pool.publish(event, urls=[url], timeout_s=self._timeout_s)
-            result = results[url]
+            result = await self._pool.publish_to(url, event, timeout_s=self._timeout_s)
             if result.ok or len(order) == 1 or not _is_kind(result.message):
                 break
             self._refused[url, kind] = time.monotonic() + _REMEMBER_S

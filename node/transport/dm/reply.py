@@ -10,11 +10,12 @@ import structlog
 
 from node.errors import NodeError
 from node.ports import StoredReply
-from node.transport.dm.codec import build_reply, parse_reply
+from node.transport.dm.codec import parse_reply
 from node.transport.dm.cutter import CHANGE_HEADER, FrameCutter, fitting
 from node.transport.dm.limits import DmLimits, Pacing
 from node.transport.dm.outbox import Outbox, Recipient, Sent, SentReplies
 from node.transport.dm.publishing import Delivery
+from node.transport.dm.writing import build_reply
 
 _log = structlog.get_logger()
 

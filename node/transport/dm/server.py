@@ -39,7 +39,6 @@ from node.transport.dm.codec import (
     Cancel,
     Nack,
     RequestPart,
-    build_nack,
     parse_request,
 )
 from node.transport.dm.gate import Gate, Ticket
@@ -47,6 +46,7 @@ from node.transport.dm.limits import DmLimits, Pacing
 from node.transport.dm.outbox import Outbox, Recipient, SentReplies, recipient_of
 from node.transport.dm.reply import Channel, error_contents
 from node.transport.dm.runner import ExchangeRunner, Handler, to_request
+from node.transport.dm.writing import build_nack
 
 _log = structlog.get_logger()
 

@@ -15,7 +15,7 @@ from discovery.announcement import KIND_PROVIDER, Announcement, parse_provider_e
 from discovery.dialects import read_models
 from discovery.errors import InvalidAnnouncement
 from discovery.nostr.keys import Keys
-from discovery.offers import MAX_PRICE, ModelOffer
+from discovery.offers import MAX_PRICE, ModelOffer, OtherPrices
 
 NOW = 1_790_000_000
 KEYS = Keys.generate()
@@ -56,6 +56,21 @@ def test_pricing_in_sat_per_1k_counts_when_it_says_so() -> None:
     # dollars per token, as the network's nodes show beside it, are no price in sat
     assert not one(pricing={"prompt": 0.000001, "completion": 0.000002}).priced
     assert not one(pricing=said | {"currency": "usd"}).priced
+
+
+def test_prices_that_only_some_models_have_are_read() -> None:
+    table = {
+        "prompt": 0.001,
+        "completion": 0.002,
+        "input_cache_read": 0.0005,
+        "input_cache_write": 0,
+        "internal_reasoning": "junk",
+        "image": 3,
+        "audio_minute": 1.5,
+        "character": 0.00001,
+    }
+    (offer,) = read_models([{"id": "m", "sats_pricing": table}])
+    assert offer.other == OtherPrices(500_000, None, None, 3_000, 1_500, 10_000)
 
 
 def test_a_price_is_rounded_up() -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from collections.abc import AsyncIterator, Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -428,6 +430,43 @@ async def test_snapshot_is_immutable_and_rebuilt_only_on_change(clock: Clock) ->
     assert next(p for p in snapshot.providers if p.pubkey == A.pubkey).models[0].id == "m"
     with pytest.raises(AttributeError):
         changed.providers = ()  # type: ignore[misc]
+
+
+async def test_who_sells_what_is_known_after_every_change(clock: Clock) -> None:
+    """The index of sellers is kept over snapshots, and never beyond what it says."""
+    directory = make(None, clock)
+    owners = [Keys.generate() for _ in range(4)]
+    chance = random.Random(7)
+    names = ["m1", "m2", "m3"]
+    earlier: list[tuple[DirectorySnapshot, dict[str, tuple[Provider, ...]]]] = []
+    for step in range(60):
+        keys, at = chance.choice(owners), NOW + step
+        match chance.choice(("announce", "models", "delete", "health")):
+            case "announce":
+                directory.offer(provider(keys, at, expires_at=NOW + 1_000, name=f"n{step}"))
+            case "models":
+                sold = chance.sample(names, chance.randrange(4))
+                for page in pages(keys, *sold, at=at):
+                    directory.offer(page)
+            case "delete":
+                directory.offer(build_deletion(keys, [address(keys)], created_at=at))
+            case "health":
+                health = directory._prospector.health.get(address(keys))
+                if health is not None:
+                    good = chance.choice((True, False))
+                    health.record(ProbeResult(good, True, step, ""), at)
+                    directory._probed(address(keys))
+        snapshot = directory.rebuild()
+        expected = {
+            name: tuple(p for p in snapshot.providers if any(o.id == name for o in p.named))
+            for name in names
+        }
+        assert {name: snapshot.selling(name) for name in names} == expected
+        earlier.append((snapshot, expected))
+    assert any(before.sellers is after.sellers for (before, _), (after, _) in pairwise(earlier))
+    for snapshot, expected in earlier:
+        fresh = DirectorySnapshot(snapshot.providers, sellers=snapshot.sellers)
+        assert {name: fresh.selling(name) for name in names} == expected
 
 
 async def test_newcomers_are_probed_at_once_and_within_bounds(clock: Clock) -> None:

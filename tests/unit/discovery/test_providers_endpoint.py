@@ -121,6 +121,8 @@ def test_an_item_has_every_field_of_the_contract() -> None:
         "endpoints": ["chat/completions"],
         "models": ["cheap"],
         "models_source": "pages",
+        "trust_distance": None,
+        "vouched_distance": None,
         "reviews": {"recommendations": 0, "approvals": 0, "warnings": 0, "others": 0},
         "pricing": {
             "cheap": {

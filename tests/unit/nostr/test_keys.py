@@ -33,6 +33,14 @@ def test_npub_and_hex_are_the_same_key() -> None:
     assert parse_pubkey(NPUB) == parse_pubkey(NPUB_HEX.upper()) == NPUB_HEX
 
 
+def test_what_is_shared_with_someone_is_the_same_remembered_or_not() -> None:
+    keys, others = Keys.generate(), [Keys.generate() for _ in range(1_100)]
+    fresh = [other.conversation_key(keys.pubkey) for other in others]
+    kept = [keys.conversation_key(other.pubkey, keep=True) for other in others]
+    again = [keys.conversation_key(other.pubkey, keep=True) for other in reversed(others)]
+    assert fresh == kept == again[::-1]
+
+
 def test_generated_keys_agree_with_an_independent_implementation() -> None:
     keys = Keys.generate()
     theirs = nostr_sdk.Keys.parse(keys.nsec())

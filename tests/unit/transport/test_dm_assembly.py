@@ -20,15 +20,9 @@ from node.transport.dm.assembly import (
     ReplyTooLarge,
     RequestAssembler,
 )
-from node.transport.dm.codec import (
-    ReplyPiece,
-    RequestPart,
-    build_reply,
-    build_request,
-    parse_reply,
-    parse_request,
-)
+from node.transport.dm.codec import ReplyPiece, RequestPart, parse_reply, parse_request
 from node.transport.dm.cutter import PART_BYTES, FrameCutter
+from node.transport.dm.writing import build_reply, build_request
 
 ALICE, BOB = "a" * 64, "b" * 64
 

@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from discovery.nostr.event import Rumor
@@ -21,15 +21,12 @@ from node.transport.dm.codec import (
     Cancel,
     Nack,
     RequestPart,
-    build_cancel,
-    build_nack,
-    build_reply,
-    build_request,
     parse_reply,
     parse_request,
 )
 from node.transport.dm.cutter import PART_BYTES, FrameCutter, fitting
 from node.transport.dm.target import parse_target
+from node.transport.dm.writing import build_cancel, build_nack, build_reply, build_request
 
 RELAY_LIMIT_BYTES = 65_536
 SENDER, RECIPIENT = Keys.generate(), Keys.generate()
@@ -268,6 +265,8 @@ def test_headers_beyond_one_event_are_refused_by_the_builder() -> None:
     head=st.integers(0, 24_000),
     trailer=st.integers(0, 24_000),
 )
+@example(chunks=[5734], head=0, trailer=20_356)
+@example(chunks=[5734], head=20_356, trailer=0)
 def test_every_frame_fits_one_event_and_together_they_are_the_body(
     chunks: list[int], head: int, trailer: int
 ) -> None:
