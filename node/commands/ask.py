@@ -93,6 +93,8 @@ def ask(
             relays=relay,
         )
         text = "\n".join(sys.stdin.read() if part == "-" else part for part in question)
+        if not text.strip():
+            raise Failure("there is no question")
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": text})
         body: dict[str, Any] = {"messages": messages, "stream": not as_json}

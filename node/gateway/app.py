@@ -24,9 +24,9 @@ from discovery.directory import Directory
 from discovery.netguard import NetGuard
 from discovery.nostr.keys import Keys
 from discovery.nostr.pool import RelayPool
-from discovery.probe import Prober
 from node import __version__
 from node.background import cancel, refill, spawn
+from node.building import DIRECTORY_FILE, open_directory
 from node.core.catalog import Catalog
 from node.core.exchange import ReplyEvent, Request
 from node.gateway.carriage import Carriage, HttpCarriage, NostrCarriage
@@ -34,7 +34,7 @@ from node.gateway.desk import Desk, OpenDesk, note_file
 from node.gateway.purchase import Purchase
 from node.gateway.purse import Purse, open_purse
 from node.gateway.settings import GatewaySettings
-from node.gateway.shop import Bought, Shop
+from node.gateway.shop import Bought, Market, Shop
 from node.gateway.till import Till
 from node.ops.health import Health
 from node.ops.logging import configure
@@ -46,6 +46,7 @@ from node.service.inference.chat import prepare_chat
 from node.service.limits import Limiter, RateLimits
 from node.service.pipeline import Pipeline
 from node.service.routes import PAID
+from node.settings_sections import DiscoverySettings
 from node.settings_types import SettingsError, is_loopback
 from node.transport.http.local import local_only
 from node.transport.http.runner import HttpServer
@@ -57,6 +58,9 @@ WIND_UP_S = 10.0
 """How long the end waits for money that is on its way back."""
 DRAIN_S = 20.0
 REFILL_INTERVAL_S = 5.0
+ANSWER_KEEP_S = 86_400
+"""How long a program that asks the same again under its key gets the same answer."""
+HOUSEKEEPING_INTERVAL_S = 3_600.0
 _NO_LIMITS = RateLimits(per_minute=0, per_hour=0, per_day=0, max_concurrent=0)
 
 
@@ -96,15 +100,15 @@ async def running(
         stack.callback(guard.close)
         carriages = await open_carriages(settings, guard, stack)
         pool = await stack.enter_async_context(RelayPool(settings.relays, keys=Keys.generate()))
-        prober = await stack.enter_async_context(Prober(guard))
-        directory = Directory(pool, probe=prober.probe)
+        file = settings.database.with_name(DIRECTORY_FILE)
+        directory = await open_directory(DiscoverySettings(), file, guard, pool, stack)
         till = Till(
             purse,
             carriages,
             settings.lost_after_s,
             lambda s: shop.overcharged(s.place.pubkey, s.cost, s.expected),
         )
-        catalog = Catalog()
+        catalog = Market()
         shop = Shop(settings, purse.journal, directory, carriages, catalog, on_bought=on_bought)
         stack.push_async_callback(till.wind_up, WIND_UP_S)
         tasks: list[asyncio.Task[None]] = []
@@ -112,6 +116,7 @@ async def running(
         spawn(tasks, "directory", directory.run)
         spawn(tasks, "offers", shop.run)
         spawn(tasks, "spendings", lambda: till.run(settings.recover_interval_s))
+        spawn(tasks, "housekeeping", lambda: _housekeep(purse))
         spawn(tasks, "refill", lambda: refill(purse.wallet, REFILL_INTERVAL_S))
         if until_sold is not None:
             await shop.until(
@@ -190,6 +195,13 @@ async def serve(settings: GatewaySettings, *, ready: Callable[[str], object]) ->
             await http.stop()
 
 
+async def _housekeep(purse: Purse) -> None:
+    while True:
+        await purse.answers.prune(ANSWER_KEEP_S)
+        await purse.journal.prune(ANSWER_KEEP_S)
+        await asyncio.sleep(HOUSEKEEPING_INTERVAL_S)
+
+
 def _routes(shop: Shop, till: Till, directory: Directory, catalog: Catalog) -> list[Route]:
     """What the node answers, of which a person's own programs have any use."""
     limiter = Limiter(_NO_LIMITS)
@@ -203,7 +215,9 @@ def _routes(shop: Shop, till: Till, directory: Directory, catalog: Catalog) -> l
             async def payer(_: Request) -> Purchase:
                 return purchase
 
-            pipeline = Pipeline(catalog, payer, purchase, lambda _: None, limiter)
+            pipeline = Pipeline(
+                catalog, payer, purchase, lambda _: None, limiter, till.purse.answers
+            )
             return pipeline.run(request, purchase.prepared_by(prepare))
 
         return run

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import aiohttp
 
 from discovery.errors import DiscoveryError
 from discovery.netguard import NetGuard
+from discovery.nostr.keys import Keys
 from discovery.nostr.relay import normalize_url
 from node.client.nostr import NostrClient, Patience, ReplyError
 from node.client.stream import ReplyStream
@@ -28,6 +30,7 @@ MAX_RELAYS = 8
 MAX_SESSIONS = 32
 """Nostr sessions kept open, one for each group of relays that we do not use otherwise."""
 PATIENCE = Patience(connect_timeout_s=5.0)
+_LOOK_S = 0.05
 
 
 class CarriageError(Exception):
@@ -55,10 +58,27 @@ class Answer(Protocol):
 
 
 class Carriage(Protocol):
+    async def secret(self, place: Place) -> str:
+        """The key (nsec) by which what is sent to ``place`` from now on can be repeated; empty
+        where there is none. Raises CarriageError."""
+        ...
+
     async def open(
-        self, place: Place, method: str, path: str, headers: Mapping[str, str], body: bytes
+        self,
+        place: Place,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        *,
+        name: str | None = None,
+        secret: str = "",
     ) -> Answer:
         """Send a request to a path under ``/v1`` and wait for the answer to begin.
+
+        Args:
+            name: over relays the id of the request: the same again is answered as before.
+            secret: of the session that it was sent by then; by default the present one.
 
         Raises CarriageError.
         """
@@ -98,8 +118,19 @@ class HttpCarriage:
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()
 
+    async def secret(self, place: Place) -> str:
+        return ""
+
     async def open(
-        self, place: Place, method: str, path: str, headers: Mapping[str, str], body: bytes
+        self,
+        place: Place,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        *,
+        name: str | None = None,
+        secret: str = "",
     ) -> Answer:
         if not place.url:
             raise CarriageError("the provider has no URL")
@@ -153,7 +184,7 @@ class NostrCarriage:
         self._relays = tuple(normalize_url(url) for url in relays)
         self._guard = guard
         self._answer_s = answer_s
-        self._sessions: dict[tuple[str, ...], NostrClient] = {}
+        self._sessions: dict[tuple[str, ...], _Session] = {}
         self._stack = AsyncExitStack()
         self._opening = asyncio.Lock()
 
@@ -163,61 +194,109 @@ class NostrCarriage:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
-    async def open(
-        self, place: Place, method: str, path: str, headers: Mapping[str, str], body: bytes
-    ) -> Answer:
-        if not place.relays:
-            raise CarriageError("the provider is not reached over relays")
+    async def secret(self, place: Place) -> str:
         try:
-            session = await self._session(place.relays)
-            stream = session.stream(
-                place.pubkey,
-                method,
-                path,
-                headers=headers,
-                body=body,
-                timeout_s=self._answer_s,
-            )
+            return (await self._session(self._relays_for(place))).secret
         except (DiscoveryError, ValueError) as error:
             raise CarriageError(type(error).__name__) from None
-        try:
-            status = await stream.started()
-        except ReplyError as error:
-            await stream.aclose()
-            raise CarriageError(str(error)) from None
-        except BaseException:
-            await stream.aclose()
-            raise
-        return _NostrAnswer(status, stream)
 
-    async def _session(self, relays: Sequence[str]) -> NostrClient:
-        """A session whose relays include some of these."""
-        ours = set(self._relays)
+    async def open(
+        self,
+        place: Place,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        *,
+        name: str | None = None,
+        secret: str = "",
+    ) -> Answer:
+        async with AsyncExitStack() as stack:
+            try:
+                relays = self._relays_for(place)
+                session = await self._session_of(secret, relays, stack)
+                await _connected(session)
+                stream = session.stream(
+                    place.pubkey,
+                    method,
+                    path,
+                    headers=headers,
+                    body=body,
+                    timeout_s=self._answer_s,
+                    message_id=name,
+                )
+                stack.push_async_callback(stream.aclose)
+                status = await stream.started()
+            except ReplyError as error:
+                raise CarriageError(str(error)) from None
+            except (DiscoveryError, ValueError) as error:
+                raise CarriageError(type(error).__name__) from None
+            return _NostrAnswer(status, stream, stack.pop_all())
+
+    def _relays_for(self, place: Place) -> tuple[str, ...]:
+        """Ours, with those of the provider unless it listens on ours. Raises CarriageError."""
+        if not place.relays:
+            raise CarriageError("the provider is not reached over relays")
         known = []
-        for url in relays:
+        for url in place.relays:
             try:
                 known.append(normalize_url(url))
             except DiscoveryError:
                 continue
-        theirs = () if ours.intersection(known) else tuple(sorted(known))
+        theirs = () if set(self._relays).intersection(known) else tuple(sorted(known))
         wanted = (*theirs, *self._relays)[:MAX_RELAYS]
         if not wanted:
             raise CarriageError("there is no relay to use")
+        return wanted
+
+    async def _session(self, relays: tuple[str, ...]) -> _Session:
+        """The session of this process on these relays."""
         async with self._opening:
-            if wanted not in self._sessions:
+            if relays not in self._sessions:
                 if len(self._sessions) >= MAX_SESSIONS:
                     raise CarriageError("too many sessions")
-                client = NostrClient(wanted, guard=self._check, patience=PATIENCE)
-                self._sessions[wanted] = await self._stack.enter_async_context(client)
-        return self._sessions[wanted]
+                keys = Keys.generate()
+                client = await self._stack.enter_async_context(self._client(relays, keys))
+                self._sessions[relays] = _Session(client, keys.nsec())
+        return self._sessions[relays]
+
+    async def _session_of(
+        self, secret: str, relays: tuple[str, ...], stack: AsyncExitStack
+    ) -> NostrClient:
+        """The present session, or one with the key of an earlier process, closed with ``stack``."""
+        if not secret:
+            return (await self._session(relays)).client
+        known = self._sessions.get(relays)
+        if known is not None and known.secret == secret:
+            return known.client
+        return await stack.enter_async_context(self._client(relays, Keys.parse(secret)))
+
+    def _client(self, relays: Sequence[str], keys: Keys) -> NostrClient:
+        return NostrClient(relays, keys=keys, guard=self._check, patience=PATIENCE)
 
     async def _check(self, url: str) -> list[str] | None:
         return None if url in self._relays else await self._guard.check_relay_url(url)
 
 
+async def _connected(session: NostrClient) -> None:
+    """Wait for a relay, a moment. Raises CarriageError when there is none."""
+    deadline = asyncio.get_running_loop().time() + PATIENCE.connect_timeout_s
+    while not session.connected:
+        if asyncio.get_running_loop().time() > deadline:
+            raise CarriageError("no relay can be reached")
+        await asyncio.sleep(_LOOK_S)
+
+
+@dataclass(frozen=True, slots=True)
+class _Session:
+    client: NostrClient
+    secret: str = field(repr=False)
+
+
 class _NostrAnswer:
-    def __init__(self, status: int, stream: ReplyStream) -> None:
+    def __init__(self, status: int, stream: ReplyStream, stack: AsyncExitStack) -> None:
         self._stream = stream
+        self._stack = stack
         self.status = status
         self.headers = stream.headers
 
@@ -233,7 +312,7 @@ class _NostrAnswer:
             raise CarriageError(str(error)) from None
 
     async def close(self) -> None:
-        await self._stream.aclose()
+        await self._stack.aclose()
 
 
 async def read_all(answer: Answer, max_bytes: int) -> bytes:

@@ -6,10 +6,12 @@ other bytes pass as they are.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Protocol
 
 import orjson
 
+EVENT_STREAM = "text/event-stream"
 FIELD = "x_cashu"
 MAX_LINE_BYTES = 32 << 20
 _MARK = b'"x_cashu"'
@@ -56,3 +58,34 @@ class ChangeTaker:
         self.token = document.pop(FIELD)
         ending = line[len(line.rstrip(b"\r\n")) :]
         return prefix + orjson.dumps(document) + ending
+
+
+class Body(Protocol):
+    """An answer, as ``node.gateway.carriage.Answer``."""
+
+    headers: Mapping[str, str]
+
+    @property
+    def trailers(self) -> Mapping[str, str]: ...
+    def chunks(self) -> AsyncIterator[bytes]: ...
+
+
+def change_of(answer: Body) -> str | None:
+    """The change in headers or trailers."""
+    for fields in (answer.trailers, answer.headers):
+        token = fields.get("x-cashu", "")
+        if token.startswith("cashu"):
+            return token
+    return None
+
+
+async def change_within(answer: Body) -> str | None:
+    """Read an answer to its end for nothing but the change. Raises what its chunks raise."""
+    streamed = answer.headers.get("content-type", "").startswith(EVENT_STREAM)
+    taker = ChangeTaker()
+    async for data in answer.chunks():
+        if streamed:
+            taker.feed(data)
+    if streamed:
+        taker.end()
+    return taker.token or change_of(answer)

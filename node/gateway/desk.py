@@ -17,9 +17,18 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from node.core.exchange import Request
+from node.core.lightning import PayoutError
 from node.core.money import MSAT_PER_SAT, Msat
 from node.ecash.token import normalize_mint_url
-from node.errors import InvalidApiKey, InvalidValue, NotFound, Pending
+from node.errors import (
+    InsufficientBalance,
+    InvalidApiKey,
+    InvalidValue,
+    MintLiquidity,
+    NotFound,
+    Pending,
+    UpstreamFailed,
+)
 from node.gateway.journal import Spending
 from node.gateway.purse import Purse
 from node.gateway.till import Till
@@ -30,6 +39,10 @@ KNOWN_TIMEOUT_S = 60.0
 """How long a mint's answer is waited for."""
 PAID_TIMEOUT_S = 20.0
 """How long one question for an invoice waits; whoever waits longer asks again."""
+COLLECT_TIMEOUT_S = 5.0
+"""How long the mints are asked for paid invoices before the balance is told."""
+ARRIVED_TIMEOUT_S = 30.0
+"""How long money that was moved is waited for at the other mint."""
 _RETRY_S = 0.5
 
 Answer: TypeAlias = dict[str, Any]
@@ -47,6 +60,7 @@ class Desk:
             "receive": self._receive,
             "send": self._send,
             "invoice": self._invoice,
+            "move": self._move,
             "paid": self._paid,
             "recover": self._recover,
             "history": self._history,
@@ -60,6 +74,11 @@ class Desk:
         return await answer(arguments)
 
     async def _balance(self, _: Arguments) -> Answer:
+        try:
+            async with asyncio.timeout(COLLECT_TIMEOUT_S):
+                await self._purse.collect()
+        except TimeoutError:
+            pass  # a mint that is slow is asked again the next time
         funds = await self._purse.funds()
         return {
             "balance_msat": funds.balance,
@@ -95,7 +114,14 @@ class Desk:
             if only in stock and stock[only] < (await self._purse.funds()).balance:
                 amount = stock[only]
         key = f"send:{name}" if name else None
-        operation = await self._purse.send(amount, mint=only, request_key=key)
+        try:
+            operation = await self._purse.send(amount, mint=only, request_key=key)
+        except (InsufficientBalance, MintLiquidity):
+            stock = await self._purse.stock()
+            if not any(stock.values()):
+                raise
+            held = ", ".join(f"{stock[url] // MSAT_PER_SAT} sat of {url}" for url in stock)
+            raise InsufficientBalance(f"the wallet holds {held}") from None
         await self._purse.store.mark_delivered(operation.id)
         return {
             "token": operation.token,
@@ -105,11 +131,34 @@ class Desk:
         }
 
     async def _invoice(self, arguments: Arguments) -> Answer:
-        """``sat``."""
+        """``sat``, ``mint`` (empty: any)."""
         if not self._purse.mints:
             raise InvalidValue("this wallet uses no mint yet: name one with --mint")
-        created = await self._purse.invoice(_count(arguments.get("sat")))
-        return {"bolt11": created.invoice.bolt11, "invoice_id": created.invoice_id}
+        mint = self._mint(arguments, "mint") if arguments.get("mint") else None
+        created = await self._purse.invoice(_count(arguments.get("sat")), mint)
+        return {
+            "bolt11": created.invoice.bolt11,
+            "invoice_id": created.invoice_id,
+            "mint": created.invoice.mint,
+        }
+
+    async def _move(self, arguments: Arguments) -> Answer:
+        """``source``, ``target``: mints; ``sat`` (None: all)."""
+        source, target = self._mint(arguments, "source"), self._mint(arguments, "target")
+        sat = arguments.get("sat")
+        before = (await self._purse.funds()).balance
+        try:
+            moved = await self._purse.move(source, target, None if sat is None else _count(sat))
+        except PayoutError as error:
+            raise UpstreamFailed(f"nothing was moved: {error}") from None
+        arrived = await self._purse.paid(moved.invoice_id, ARRIVED_TIMEOUT_S)
+        balance = (await self._purse.funds()).balance
+        return {
+            "moved_msat": moved.invoice.value,
+            "fee_msat": before - balance if arrived else None,
+            "arrived": arrived,
+            "balance_msat": balance,
+        }
 
     async def _paid(self, arguments: Arguments) -> Answer:
         """``invoice_id``, ``wait_s``."""
@@ -122,11 +171,19 @@ class Desk:
 
     async def _recover(self, _: Arguments) -> Answer:
         await self._purse.wallet.recover()
+        await self._purse.collect()
         found = await self._till.recover_all(lost_too=True)
         return {
             "spendings": [spending_document(spending) for spending in found],
             "balance_msat": (await self._purse.funds()).balance,
         }
+
+    def _mint(self, arguments: Arguments, name: str) -> str:
+        url = normalize_mint_url(_text(arguments, name))
+        if url not in self._purse.mints:
+            known = ", ".join(self._purse.mints) or "none"
+            raise InvalidValue(f"this wallet does not use {url}; it uses {known}", param=name)
+        return url
 
     async def _history(self, arguments: Arguments) -> Answer:
         """``limit``."""

@@ -20,11 +20,14 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, cast
 
 from node.core.money import Msat
+from node.gateway import asked as requests
+from node.gateway.asked import Asked
 from node.ledger.database import Database
 
 State: TypeAlias = Literal["begun", "sent", "settled", "reclaiming", "reclaimed", "lost", "void"]
 OPEN: tuple[State, ...] = ("begun", "sent", "reclaiming")
 """States in which money is under way."""
+_BACK: tuple[State, ...] = ("settled", "reclaimed", "void")
 
 _MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
@@ -59,6 +62,7 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
             failed_at INTEGER NOT NULL
         ) STRICT""",
     ),
+    requests.MIGRATION,
 )
 
 
@@ -159,12 +163,13 @@ class Journal:
 
     # -- spendings -------------------------------------------------------------------------
 
-    async def begin(self, spending: Spending) -> None:
-        """Write a spending down, before its token is made."""
+    async def begin(self, spending: Spending, asked: Asked | None = None) -> None:
+        """Write a spending down, and what is asked for it, before its token is made."""
         now = int(time.time())
         place = spending.place
-        await self._db.write(
-            lambda conn: conn.execute(
+
+        def work(conn: sqlite3.Connection) -> None:
+            conn.execute(
                 "INSERT INTO gateway_spendings (id, state, pubkey, d, name, url, relays, carriage,"
                 " model, mint, amount_msat, created_at, updated_at)"
                 " VALUES (?, 'begun', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -183,7 +188,10 @@ class Journal:
                     now,
                 ),
             )
-        )
+            if asked is not None:
+                requests.keep(conn, spending.id, asked)
+
+        await self._db.write(work)
 
     def move(
         self,
@@ -205,6 +213,8 @@ class Journal:
                 f" WHERE id = ? AND state IN ({marks})",
                 (to, back, note, int(time.time()), to == "settled", id_, *of),
             )
+            if cursor.rowcount == 1 and to in _BACK:
+                requests.forget(conn, id_)
             return cursor.rowcount == 1
 
         return self._db.insist(work)
@@ -239,6 +249,25 @@ class Journal:
         if row is None:
             raise KeyError(id_)
         return _spending(row)
+
+    async def asked(self, id_: str) -> Asked | None:
+        """What the provider was asked, if that is kept."""
+        return await self._db.read(lambda conn: requests.find(conn, id_))
+
+    async def named(self, request_key: str) -> list[Spending]:
+        """What was spent on the request that the program names so, the newest first."""
+        rows = await self._db.read(
+            lambda conn: conn.execute(
+                "SELECT s.* FROM gateway_spendings s JOIN gateway_requests r ON r.id = s.id"
+                " WHERE r.request_key = ? ORDER BY s.created_at DESC, s.rowid DESC",
+                (request_key,),
+            ).fetchall()
+        )
+        return [_spending(row) for row in rows]
+
+    async def prune(self, older_than_s: int) -> int:
+        """Forget the names of requests that are older and over; returns how many."""
+        return await self._db.write(lambda conn: requests.prune(conn, older_than_s))
 
     async def in_states(self, states: Collection[State]) -> list[Spending]:
         """All in one of these states, the oldest first."""

@@ -15,13 +15,14 @@ from typing import Any, Literal, TypeAlias
 import orjson
 
 from discovery.announcement import is_onion
+from discovery.offers import ModelOffer
 from discovery.snapshot import DirectorySnapshot, Provider
 from node.core.catalog import ENDPOINTS, Backend, Model
 from node.core.money import MSAT_PER_SAT, Msat
 from node.core.pricing import Price
 from node.core.usage import Usage
 from node.ecash.token import normalize_mint_url
-from node.gateway.journal import Place, Record
+from node.gateway.journal import Place, Record, Spending
 from node.gateway.settings import CarriageName, Profile
 
 Way: TypeAlias = Literal["http", "nostr"]
@@ -40,6 +41,8 @@ BEST = 3
 COOLDOWN_S = 30
 """How long a provider that failed is asked last; twice as long each time."""
 MAX_COOLDOWN_S = 600
+HONEST_ANSWERS = 100
+"""Answers that have to come for each one that cost too much."""
 _PER_MTOK = 1_000_000
 
 
@@ -59,6 +62,8 @@ class Offer:
     verified: bool
     latency_ms: int | None
     """As a probe found it."""
+    silent: bool = False
+    """It did not answer the last probe: there may be another way to it, and others come first."""
 
     @property
     def key(self) -> tuple[str, str, Way]:
@@ -104,9 +109,7 @@ def offers_of(
             place = place_of(provider)
             for model in provider.models:
                 endpoints = tuple(e for e in model.endpoints if e in ENDPOINTS)
-                price = Price(
-                    Msat(model.input_per_mtok), Msat(model.output_per_mtok), Msat(model.per_request)
-                )
+                price = announced_price(model)
                 if model.id not in told and price.free:
                     # what looks free may be sold by the image, or the minute
                     endpoints = tuple(e for e in endpoints if e not in MEDIA_ENDPOINTS)
@@ -125,6 +128,7 @@ def offers_of(
                         mints=tuple(_mints(provider.announcement.mints)),
                         verified=provider.verified,
                         latency_ms=provider.latency_ms,
+                        silent=provider.status == "offline",
                     )
                 )
     return found
@@ -139,9 +143,49 @@ def place_of(provider: Provider) -> Place:
     )
 
 
+def offer_again(spending: Spending, price: Price) -> Offer:
+    """What was bought with ``spending``, whether or not it is still for sale."""
+    return Offer(
+        place=spending.place,
+        way="nostr" if spending.carriage == "nostr" else "http",
+        model=spending.model,
+        endpoints=(),
+        price=price,
+        context=0,
+        max_output=0,
+        mints=(spending.mint,),
+        verified=False,
+        latency_ms=None,
+    )
+
+
+def announced_price(model: ModelOffer) -> Price:
+    """What a model costs by its page."""
+    other = model.other
+    return Price(
+        input_per_mtok=Msat(model.input_per_mtok),
+        output_per_mtok=Msat(model.output_per_mtok),
+        per_request=Msat(model.per_request),
+        cached_per_mtok=_maybe(other.cached_per_mtok),
+        cache_write_per_mtok=_maybe(other.cache_write_per_mtok),
+        reasoning_per_mtok=_maybe(other.reasoning_per_mtok),
+        per_image=Msat(other.per_image),
+        per_audio_minute=Msat(other.per_audio_minute),
+        per_mchar=Msat(other.per_mchar),
+    )
+
+
+def _maybe(price: int | None) -> Msat | None:
+    return None if price is None else Msat(price)
+
+
 def needs_details(provider: Provider) -> bool:
-    """Whether it sells what its announcement tells no price of."""
-    return any(MEDIA_ENDPOINTS.intersection(model.endpoints) for model in provider.models)
+    """Whether it sells what its announcement tells no price of: pages did not always say it."""
+    return any(
+        MEDIA_ENDPOINTS.intersection(model.endpoints)
+        and not (model.other.per_image or model.other.per_audio_minute or model.other.per_mchar)
+        for model in provider.models
+    )
 
 
 def models_of(offers: Iterable[Offer]) -> list[Model]:
@@ -247,14 +291,22 @@ def choose(
     rng: random.Random,
     now: float | None = None,
 ) -> Offer | None:
-    """One of the offers: by weight among the best; those that failed lately only when there is
-    nobody else. None when there is none."""
+    """One of the offers: by weight among the best; those that failed lately or are silent only
+    when there is nobody else, and those that took too much only when nobody else is left.
+
+    None when there is none.
+    """
     clock = time.time() if now is None else now
-    rested = [offer for offer in offers if not cools_down(_record(records, offer), clock)]
+    honest = [offer for offer in offers if not shunned(_record(records, offer))]
+    rested = [
+        offer
+        for offer in honest
+        if not offer.silent and not cools_down(_record(records, offer), clock)
+    ]
     ranked = sorted(
         (
             (weight(offer, _record(records, offer), profile, typical), position, offer)
-            for position, offer in enumerate(rested or offers)
+            for position, offer in enumerate(rested or honest or offers)
         ),
         key=lambda entry: (-entry[0], entry[1]),
     )[:BEST]
@@ -263,6 +315,12 @@ def choose(
     best = ranked[0][0]
     weights = [entry[0] / best for entry in ranked]
     return rng.choices([entry[2] for entry in ranked], weights)[0]
+
+
+def shunned(record: Record) -> bool:
+    """Whether a provider took more than its price so often that others are asked first, whatever
+    they cost."""
+    return record.overcharged * HONEST_ANSWERS > record.served
 
 
 def cools_down(record: Record, now: float) -> bool:

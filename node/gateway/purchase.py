@@ -3,6 +3,11 @@
 To the pipeline this is both the payer, who costs nothing here, and the model server: ``open``
 picks a provider, pays it and begins its answer, and goes on to the next one as long as no byte of
 an answer has come.
+
+A request that the program has named (``Idempotency-Key``) has a hold of nothing on the purse, so
+the ledger knows it as a node's does: the stored answer for the same again, a conflict for another
+body, in progress while it runs. What an earlier process bought under that name is asked for, with
+the token that paid it, before anything is bought.
 """
 
 from __future__ import annotations
@@ -10,14 +15,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import Awaitable
 
 import structlog
 
 from discovery.nostr.keys import hex_to_npub
 from node.core.accounts import HoldRequest
-from node.core.catalog import Backend, Catalog
+from node.core.catalog import Catalog
 from node.core.exchange import Receipt, Request
 from node.core.money import MSAT_PER_SAT, Msat, to_msat
 from node.core.usage import Usage
@@ -25,39 +29,38 @@ from node.ecash.payment_request import BadRequest, PaymentRequest
 from node.errors import (
     ContextLengthExceeded,
     InsufficientBalance,
+    Interrupted,
     InvalidValue,
     NodeError,
-    TokenMalformed,
+    Pending,
     UpstreamFailed,
     UpstreamUnavailable,
 )
+from node.gateway.asked import Asked
 from node.gateway.carriage import Answer, CarriageError, read_all
-from node.gateway.change import ChangeTaker
+from node.gateway.change import change_of
 from node.gateway.journal import Spending
-from node.gateway.offers import Offer, backend_name
-from node.gateway.shop import Bought, Shop
-from node.gateway.till import Till, change_value
+from node.gateway.offers import Offer, offer_again
+from node.gateway.reply import ProviderReply
+from node.gateway.shop import Shop
+from node.gateway.till import Till
 from node.ports import UpstreamCall, UpstreamReply
 from node.service.inference.call import EVENT_STREAM, Prepare, PreparedCall
-from node.upstream.errors import (
-    MAX_ERROR_BYTES,
-    UnknownThere,
-    error_at_start,
-    error_from_answer,
-    says_nothing,
-)
+from node.upstream.errors import MAX_ERROR_BYTES, UnknownThere, error_from_answer
 
 log = structlog.get_logger()
 
-PEEK_BYTES = 16 << 10
-"""Comments before the first event of a stream that are waited through."""
 BACK_TIMEOUT_S = 3.0
 """How long a failed provider's money is waited for before the next one is paid."""
 MAX_RAISE = 4
 """How many times what was expected a provider may ask to have set aside,"""
 SMALL_SAT = 20
 """unless it is no more than this."""
+EARLIER_RETRY_S = 5
+"""What a program is told to wait whose earlier purchase has no known end."""
 _MONEY_CODES = ("mint_", "token_", "fees_exceed", "insufficient_", "pending")
+_NOT_BEGUN = frozenset({"void", "reclaimed"})
+_OVER = frozenset({"settled", "lost"})
 
 
 class Purchase:
@@ -72,7 +75,8 @@ class Purchase:
         self._till = till
         self._request = request
         self._prepared: PreparedCall | None = None
-        self._reply: _Reply | None = None
+        self._reply: ProviderReply | None = None
+        self._hold: int | None = None
 
     def prepared_by(self, prepare: Prepare) -> Prepare:
         """``prepare``, of which the bounds are kept: they say how much to pay."""
@@ -88,28 +92,49 @@ class Purchase:
     # -- the payer: the person at this machine ---------------------------------------------
 
     async def begin(self, request: HoldRequest) -> None:
-        """Nothing is set aside here: the token that leaves is."""
+        """Take the name of a named request. No money is set aside: the token that leaves is.
+
+        Raises IdempotencyConflict, IdempotencyInProgress, Answered.
+        """
+        self._hold = await self._till.purse.hold(request)
 
     async def secured(self) -> None:
         return
 
     async def settle(self, cost: Msat, usage: Usage) -> Receipt:
         """Compare what the provider kept with the announced price."""
-        if self._reply is None:
-            return Receipt(cost=cost, usage=usage)
-        counted = usage.source == "upstream"
-        return Receipt(cost=await self._reply.settle(cost, counted), usage=usage)
+        ended = self._end(usage)
+        if self._reply is not None:
+            cost = await self._reply.settle(cost, usage.source == "upstream")
+        await ended
+        return Receipt(cost=cost, usage=usage)
 
     async def release(self) -> Receipt:
+        await self._end(None)
         return Receipt(cost=Msat(0))
 
     async def hold_id(self) -> int:
-        return 0
+        return self._hold or 0
+
+    def _end(self, usage: Usage | None) -> Awaitable[object]:
+        """Give the name up (None), or keep it for good; begun before anybody waits."""
+        if self._hold is None:
+            return asyncio.sleep(0)
+        return self._till.purse.end_hold(self._hold, usage)
 
     # -- the model server: whoever sells ---------------------------------------------------
 
     async def open(self, call: UpstreamCall) -> UpstreamReply:
-        """Raises what ``ports.Upstream.open`` raises, and InsufficientBalance."""
+        """Raises what ``ports.Upstream.open`` raises, and InsufficientBalance; of a named request
+        Pending and Interrupted, when it was bought before and its answer is not to be had."""
+        reply = await self._earlier(call) if self._hold is not None else None
+        if reply is None:
+            reply = await self._buy_somewhere(call)
+        self._reply = reply
+        self._request.answer_headers["x-nodestr-provider"] = hex_to_npub(reply.offer.place.pubkey)
+        return reply
+
+    async def _buy_somewhere(self, call: UpstreamCall) -> ProviderReply:
         assert self._prepared is not None
         tried: set[object] = set()
         failure: NodeError | None = None
@@ -121,7 +146,7 @@ class Purchase:
                 break
             tried.add(offer.key)
             try:
-                reply = await self._buy(offer, call)
+                return await self._buy(offer, call)
             except InsufficientBalance as error:
                 poor = error  # another may cost less
                 continue
@@ -131,20 +156,52 @@ class Purchase:
                 failure = error
             except NodeError as error:
                 failure = error
-            else:
-                self._reply = reply
-                self._request.answer_headers["x-nodestr-provider"] = hex_to_npub(offer.place.pubkey)
-                return reply
             asked += 1
-            log.warning(
-                "provider_failed",
-                provider=offer.place.pubkey,
-                carriage=offer.way,
-                reason=failure.private or failure.message,
-            )
+            _note_failure(offer, failure)
         raise failure or poor or UpstreamUnavailable("no provider of that model can be used now")
 
-    async def _buy(self, offer: Offer, call: UpstreamCall) -> _Reply:
+    async def _earlier(self, call: UpstreamCall) -> ProviderReply | None:
+        """The answer that was bought under the request's name before; None when nothing was.
+
+        Raises Pending while the money's whereabouts are not known, Interrupted when it is spent
+        and no answer is to be had for it.
+        """
+        for spending in await self._till.journal.named(self._request.idempotency_key or ""):
+            if spending.state in _NOT_BEGUN:
+                continue
+            asked = await self._till.journal.asked(spending.id)
+            token = await self._till.resume(spending.id)
+            if asked is None or token is None:
+                await self._till.over(spending, BACK_TIMEOUT_S)
+            else:
+                offer = offer_again(spending, asked.price)
+                try:
+                    answer = await self._ask(offer, call, spending, token, asked)
+                except NodeError as error:
+                    _note_failure(offer, error)
+                    await self._till.over(spending, BACK_TIMEOUT_S)
+                except BaseException:
+                    self._till.later(spending)
+                    raise
+                else:
+                    if isinstance(answer, ProviderReply):
+                        return answer
+                    await self._till.over(spending, BACK_TIMEOUT_S)
+            spending = await self._till.journal.spending(spending.id)
+            if spending.state in _OVER and await self._till.cost_something(spending):
+                raise Interrupted(
+                    "this request was paid for before and its answer is not to be had any more;"
+                    " it is not bought again under the same key"
+                )
+            if spending.state not in _OVER | _NOT_BEGUN:
+                raise Pending(
+                    "this request was paid for before, and the provider cannot be asked for its"
+                    " answer now; ask again",
+                    retry_after_s=EARLIER_RETRY_S,
+                )
+        return None
+
+    async def _buy(self, offer: Offer, call: UpstreamCall) -> ProviderReply:
         """Pay one provider and begin its answer.
 
         It says what it wants when that is more than was expected (402); that is paid once.
@@ -153,17 +210,18 @@ class Purchase:
         cap = Msat(self._shop.settings.max_price_sat * MSAT_PER_SAT)
         wanted = offer.price.most(self._prepared.most)
         most = max(MAX_RAISE * wanted, to_msat(SMALL_SAT, "sat"))
+        asked = await self._asked(offer, call)
         for attempt in (1, 2):
-            spending, token = await self._till.pay(offer, wanted, cap)
+            spending, token = await self._till.pay(offer, wanted, cap, asked)
             try:
-                more = await self._ask(offer, call, spending, token)
+                more = await self._ask(offer, call, spending, token, asked)
             except BaseException as error:
                 if isinstance(error, NodeError):
                     await self._till.over(spending, BACK_TIMEOUT_S)
                 else:  # our client is gone
                     self._till.later(spending)
                 raise
-            if isinstance(more, _Reply):
+            if isinstance(more, ProviderReply):
                 return more
             await self._till.over(spending, BACK_TIMEOUT_S)
             if attempt == 2 or not wanted < more <= most:
@@ -172,37 +230,57 @@ class Purchase:
         self._shop.failed(offer)
         raise UpstreamFailed(private="the provider asks for more than it asked for")
 
-    async def _ask(
-        self, offer: Offer, call: UpstreamCall, spending: Spending, token: str
-    ) -> _Reply | Msat:
-        """The answer as it begins, or how much the provider wants. Raises a NodeError."""
-        streamed = call.accept[0] == EVENT_STREAM
+    async def _asked(self, offer: Offer, call: UpstreamCall) -> Asked:
+        """What the provider is to be asked. Raises UpstreamFailed when there is no way to it."""
         headers = {
             **call.headers,
             "content-type": call.payload.content_type,
             "accept": ", ".join(f"{kind}*" if kind.endswith("/") else kind for kind in call.accept),
-            "x-cashu": token,
         }
-        if streamed:
+        if call.accept[0] == EVENT_STREAM:
             headers["x-cashu-change"] = "event"
+        try:
+            secret = await self._shop.carriages[offer.way].secret(offer.place)
+        except CarriageError as error:
+            self._shop.failed(offer)
+            raise UpstreamFailed(private=str(error)) from None
+        return Asked(
+            path=f"/v1{call.path}",
+            headers=headers,
+            body=call.payload.encode(offer.model),
+            price=offer.price,
+            secret=secret,
+            request_key=self._request.idempotency_key if self._hold is not None else None,
+        )
+
+    async def _ask(
+        self, offer: Offer, call: UpstreamCall, spending: Spending, token: str, asked: Asked
+    ) -> ProviderReply | Msat:
+        """The answer as it begins, or how much the provider wants. Raises a NodeError."""
+        streamed = call.accept[0] == EVENT_STREAM
+        headers = {**asked.headers, "x-cashu": token}
+        if asked.request_key is not None:
+            headers["idempotency-key"] = spending.id  # the program's own might tell something
+        body = call.payload.encode(offer.model) if asked.body is None else asked.body
         began = time.monotonic()
-        carriage = self._shop.carriages[offer.way]
-        reply: _Reply | None = None
+        reply: ProviderReply | None = None
         try:
             async with asyncio.timeout(self._shop.settings.first_byte_timeout_s):
-                answer = await carriage.open(
+                answer = await self._shop.carriages[offer.way].open(
                     offer.place,
                     "POST",
-                    f"/v1{call.path}",
+                    asked.path,
                     headers,
-                    call.payload.encode(offer.model),
+                    body,
+                    name=spending.id if asked.repeatable else None,
+                    secret=asked.secret,
                 )
                 if answer.status == 402:
                     await answer.close()
-                    return _asked(answer)
+                    return _demanded(answer)
                 if not 200 <= answer.status < 300:
                     raise await self._refusal(offer, spending, answer)
-                reply = _Reply(self._shop, self._till, offer, spending, answer, streamed)
+                reply = ProviderReply(self._shop, self._till, offer, spending, answer, streamed)
                 await reply.begin()
         except BaseException as error:
             if reply is not None:
@@ -219,7 +297,7 @@ class Purchase:
 
     async def _refusal(self, offer: Offer, spending: Spending, answer: Answer) -> NodeError:
         """The error of an answer that is none, and the change that came with it."""
-        change = _change_of(answer)
+        change = change_of(answer)
         if change is not None:
             await self._till.keep(spending, change)
         try:
@@ -234,134 +312,16 @@ class Purchase:
         return error
 
 
-class _Reply:
-    """A provider's answer; implements ``ports.UpstreamReply``."""
-
-    resumable = False
-
-    def __init__(
-        self,
-        shop: Shop,
-        till: Till,
-        offer: Offer,
-        spending: Spending,
-        answer: Answer,
-        streamed: bool,
-    ) -> None:
-        self.backend = Backend(backend_name(offer), offer.price, offer.model)
-        self.status = answer.status
-        kind = answer.headers.get("content-type", "")
-        self.content_type = kind.partition(";")[0].strip().lower()
-        self._shop = shop
-        self._till = till
-        self._offer = offer
-        self._spending = spending
-        self._answer = answer
-        self._streamed = streamed
-        self._taker = ChangeTaker() if streamed else None
-        self._pieces = self._read()
-        self._first = b""
-        self._change: str | None = None
-        self._whole = False
-        self._closed = False
-
-    async def begin(self) -> None:
-        """Wait for the first bytes that say something. Raises the error they are, CarriageError,
-        and UpstreamFailed when there are none."""
-        events = self.content_type == EVENT_STREAM
-        first = b""
-        async for data in self._pieces:
-            first += data
-            if first and not (events and len(first) < PEEK_BYTES and says_nothing(first)):
-                break
-        name = self._offer.place.pubkey[:12]
-        if not first:
-            raise UpstreamFailed(private=f"{name} answered nothing")
-        error = error_at_start(name, first, streamed=events)
-        if error is not None:
-            async for _ in self._pieces:  # the change comes last
-                pass
-            raise error
-        self._first = first
-
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
-        if self._first:
-            first, self._first = self._first, b""
-            yield first
-        try:
-            async with aclosing(self._pieces) as pieces:
-                async for data in pieces:
-                    yield data
-        except CarriageError as error:
-            self._shop.failed(self._offer)
-            raise UpstreamFailed(private=str(error)) from None
-
-    async def settle(self, cost: Msat, counted: bool) -> Msat:
-        """What was paid, when the price says ``cost``.
-
-        Args:
-            counted: the provider said what was used. Else it is estimated here and there, and
-                twice as much is no reproach.
-
-        Of an answer that broke off, or was stopped, nobody here knows what it took.
-        """
-        bought = Bought(self._offer, self._spending.amount, cost, self._change_value())
-        if not self._whole:
-            self._shop.bought(bought, None)
-            return bought.cost
-        expected = cost if counted else Msat(2 * cost)
-        await self._till.journal.expect(self._spending.id, expected)
-        tolerance = await self._till.tolerance(self._spending)
-        self._shop.bought(bought, Msat(tolerance + expected - cost))
-        return bought.cost
-
-    async def close(self) -> None:
-        """Let the answer go and see to the money."""
-        if not self._closed:
-            await self.let_go()
-            self._till.later(self._spending)
-
-    async def let_go(self) -> None:
-        """Read no more; the money is the caller's to see to. Idempotent."""
-        self._closed = True
-        await self._pieces.aclose()
-        await self._answer.close()
-
-    async def _read(self) -> AsyncGenerator[bytes, None]:
-        taker = self._taker
-        async for data in self._answer.chunks():
-            out = taker.feed(data) if taker is not None else data
-            if out:
-                yield out
-        rest = taker.end() if taker is not None else b""
-        change = (taker.token if taker is not None else None) or _change_of(self._answer)
-        if change is not None:
-            await self._till.keep(self._spending, change)
-            self._change = change
-        self._whole = True
-        if rest:
-            yield rest
-
-    def _change_value(self) -> Msat | None:
-        """Value of the change; nothing when the whole answer came without any."""
-        if self._change is None:
-            return None
-        try:
-            return change_value(self._change, self._spending.mint)
-        except (TokenMalformed, InvalidValue):
-            return None
+def _note_failure(offer: Offer, failure: NodeError) -> None:
+    log.warning(
+        "provider_failed",
+        provider=offer.place.pubkey,
+        carriage=offer.way,
+        reason=failure.private or failure.message,
+    )
 
 
-def _change_of(answer: Answer) -> str | None:
-    """The change in headers or trailers."""
-    for fields in (answer.trailers, answer.headers):
-        token = fields.get("x-cashu", "")
-        if token.startswith("cashu"):
-            return token
-    return None
-
-
-def _asked(answer: Answer) -> Msat:
+def _demanded(answer: Answer) -> Msat:
     """What a 402 asks for; nothing when it cannot be read."""
     try:
         request = PaymentRequest.decode(answer.headers.get("x-cashu", ""))

@@ -10,27 +10,30 @@ from __future__ import annotations
 import asyncio
 import secrets
 import sqlite3
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import aiohttp
 
 from node.background import cancel, recover, spawn
 from node.building import accepted_mint
-from node.core.accounts import Balance, NewAccount, Operation, key_hash
+from node.core.accounts import Balance, HoldRequest, NewAccount, Operation, key_hash
 from node.core.ecash import Token
+from node.core.lightning import FeeLimit
 from node.core.money import MSAT_PER_SAT, Msat, to_msat
+from node.core.usage import Usage
 from node.ecash.crypto import hash_to_curve_hex, mnemonic_to_seed, new_mnemonic
 from node.ecash.keysets import AcceptedMint
 from node.ecash.lightning import Lightning
 from node.ecash.mint import MintError
 from node.ecash.token import normalize_mint_url, parse_token, serialize_token
 from node.ecash.wallet import Wallet
-from node.errors import InsufficientBalance, MintUnreachable
+from node.errors import InsufficientBalance, InvalidValue, MintUnreachable
 from node.gateway.journal import Journal
 from node.ledger.accounts import SqliteLedger
+from node.ledger.answers import SqliteAnswers
 from node.ledger.books import Books, sum_books
 from node.ledger.database import Database
 from node.ledger.lightning import SqliteLightningStore
@@ -41,6 +44,10 @@ from node.settings_sections import MintSettings
 
 _KEY_NAME = "purse_key"
 CLOSE_TIMEOUT_S = 5.0
+SPARE_COINS = 4
+"""Coins that a token may have beyond the fewest; the mint's fee for them is sent along."""
+MOVE_FEE = FeeLimit()
+"""The most that Lightning may cost when money is moved between mints."""
 _POLL_S = 0.5
 _PEER = "purse"
 
@@ -61,6 +68,7 @@ class Purse:
 
     Attributes:
         account_id: the purse; None while there is no mint.
+        answers: to requests that programs have named.
     """
 
     def __init__(
@@ -72,16 +80,21 @@ class Purse:
         store: SqliteWalletStore,
         mints: Mapping[str, AcceptedMint],
         invoices: Invoices,
+        lightning: Lightning,
+        invoice_store: SqliteLightningStore,
         account_id: int | None,
     ) -> None:
         self.journal = journal
         self.wallet = wallet
         self.store = store
         self.account_id = account_id
+        self.answers = SqliteAnswers(database)
         self._db = database
         self._ledger = ledger
         self._mints = mints
         self._invoices = invoices
+        self._lightning = lightning
+        self._invoice_store = invoice_store
 
     @property
     def mints(self) -> tuple[str, ...]:
@@ -101,6 +114,21 @@ class Purse:
         """Take a token out; ``amount`` None: all that is there. Raises what ``Wallet.issue``
         raises."""
         return await self.wallet.issue(self._account(), amount, only=mint, request_key=request_key)
+
+    async def hold(self, request: HoldRequest) -> int | None:
+        """Take the name of a named request by a hold of nothing; None when it has no name.
+
+        Raises IdempotencyConflict, IdempotencyInProgress, Answered.
+        """
+        if request.request_key is None or self.account_id is None:
+            return None
+        return await self._ledger.hold(self.account_id, replace(request, max_cost=Msat(0)))
+
+    def end_hold(self, hold_id: int, usage: Usage | None) -> Awaitable[object]:
+        """Keep the name for the answer that was given, or give it up (None)."""
+        if usage is None:
+            return self._ledger.release(hold_id)
+        return self._ledger.settle(hold_id, Msat(0), usage)
 
     async def issued(self, spending_id: str) -> Operation | None:
         """The finished or failed operation that made the token of a spending; None when none
@@ -152,9 +180,53 @@ class Purse:
         """The books of the wallet, which must add up."""
         return await self._db.read(sum_books)
 
-    async def invoice(self, amount_sat: int) -> Created:
-        """A Lightning invoice that fills the purse. Raises what ``Invoices.create`` raises."""
-        return await self._invoices.create(amount_sat, _PEER, self._account())
+    async def invoice(self, amount_sat: int, mint: str | None = None) -> Created:
+        """A Lightning invoice that fills the purse, with coins of ``mint`` if one is named.
+
+        Raises what ``Invoices.create`` raises.
+        """
+        return await self._invoices.create(amount_sat, _PEER, self._account(), mint=mint)
+
+    async def collect(self) -> None:
+        """Take the coins of invoices that were paid meanwhile; what is not known yet stays."""
+        for invoice in await self._invoice_store.pending_invoices():
+            await self._lightning.collect(invoice)
+
+    async def move(self, source: str, target: str, amount_sat: int | None) -> Created:
+        """Pay an invoice of the mint ``target`` with coins of ``source``; returns the invoice.
+
+        Both halves are in journals before they begin, so that each ends by itself after a crash:
+        the payment is made or undone, and what it paid for is collected.
+
+        Args:
+            amount_sat: what is to arrive; None: all there is, but for the fees.
+
+        Raises PayoutError when nothing was paid, Pending while that is not known, InvalidValue,
+        InsufficientBalance, MintUnreachable, MintLiquidity, RateLimitExceeded.
+        """
+        account = self._account()
+        payable = next(
+            (p for p in await self._lightning.payable(account) if p.mint == source), None
+        )
+        if payable is None or source == target:
+            raise InvalidValue("name two mints, the first one with coins in this wallet")
+        most = MOVE_FEE.affordable(payable.available - payable.input_fee)
+        amount = most if amount_sat is None else Msat(amount_sat * MSAT_PER_SAT)
+        if not 0 < amount <= payable.available:
+            raise InsufficientBalance(
+                f"the wallet holds {payable.available // MSAT_PER_SAT} sat of {source}; with fees"
+                f" set aside {most // MSAT_PER_SAT} sat can be moved"
+            )
+        created = await self.invoice(amount // MSAT_PER_SAT, target)
+        await self._lightning.pay(
+            self._lightning.read(created.invoice.bolt11),
+            f"move to {target}",
+            payable,
+            max_fee=MOVE_FEE.of(amount),
+            account_id=account,
+            by_owner=True,
+        )
+        return created
 
     async def paid(self, invoice_id: str, timeout_s: float) -> bool:
         """Wait for an invoice to be paid."""
@@ -206,6 +278,7 @@ async def open_purse(
         journal = await Journal.open(database)
         await journal.add_mints(urls)
         ledger = SqliteLedger(database)
+        await ledger.release_all()
         store = SqliteWalletStore(database, serialize_token)
         mints = {
             url: accepted_mint(MintSettings(url=url, timeout_s=mint_timeout_s), session)
@@ -227,7 +300,18 @@ async def open_purse(
         stack.push_async_callback(cancel, tasks)
         spawn(tasks, "recovery", lambda: recover(wallet, store))
         spawn(tasks, "invoices", invoices.run)
-        yield Purse(database, journal, wallet, ledger, store, mints, invoices, account_id)
+        yield Purse(
+            database,
+            journal,
+            wallet,
+            ledger,
+            store,
+            mints,
+            invoices,
+            lightning,
+            invoice_store,
+            account_id,
+        )
 
 
 def _account(conn: sqlite3.Connection, hashed: str, mint: str) -> int:

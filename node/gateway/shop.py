@@ -12,10 +12,11 @@ import structlog
 
 from discovery.directory import Directory
 from discovery.snapshot import Provider
-from node.core.catalog import Catalog
+from node.core.catalog import Catalog, Model
 from node.core.money import Msat
 from node.core.pricing import Price
 from node.core.usage import Usage
+from node.errors import ModelNotFound
 from node.gateway.carriage import Carriage, CarriageError, read_all
 from node.gateway.journal import Journal, Record
 from node.gateway.offers import (
@@ -56,6 +57,20 @@ class Bought:
     def cost(self) -> Msat:
         """What was paid, as far as it is known."""
         return self.expected if self.change is None else Msat(self.amount - self.change)
+
+
+class Market(Catalog):
+    """What all providers sell together."""
+
+    def get(self, model_id: str) -> Model:
+        try:
+            return super().get(model_id)
+        except ModelNotFound:
+            raise ModelNotFound(
+                f"no provider that was found sells {model_id[:100]!r}; /v1/models lists what there"
+                " is",
+                param="model",
+            ) from None
 
 
 class Shop:

@@ -43,7 +43,7 @@ CHAT: dict[str, Any] = {
     "model": "demo",
     "messages": [{"role": "user", "content": "what do you sell"}],
 }
-NARROW = {"max_tokens": 20}
+NARROW: dict[str, Any] = {"max_tokens": 20}
 
 
 def offer(price: Price) -> Offer:
@@ -271,6 +271,38 @@ async def states(world: GatewayWorld) -> list[str]:
         return [row[0] for row in connection.execute("SELECT state FROM gateway_spendings")]
     finally:
         connection.close()
+
+
+async def killed_while(world: GatewayWorld, moment: str) -> None:
+    """Kill the gateway at a moment of some requests, and get the money back by hand."""
+    upstream = world.upstreams[0]
+    upstream.delay_s = 0.1
+    if moment == "working":
+        upstream.fault = "stall"
+    asking = [asyncio.create_task(ask(world, stream=moment != "working")) for _ in range(3)]
+    async with asyncio.timeout(30):
+        match moment:
+            case "paying":
+                while not await states(world):
+                    await asyncio.sleep(0.001)
+            case "working":
+                await upstream.called.wait()
+            case "streaming":
+                while upstream.chunks_sent < 5:
+                    await asyncio.sleep(0.01)
+            case "after":
+                await asyncio.gather(*asking)
+    world.gateway.kill()
+    await asyncio.gather(*asking, return_exceptions=True)
+    upstream.fault, upstream.delay_s = None, 0.0
+    async with asyncio.timeout(60):  # what still runs at the provider is told later
+        while True:
+            code, _, err = await world.gateway.run("wallet", "recover")
+            assert code == 0, err
+            if not (await world.gateway.json("wallet", "balance"))["under_way_msat"]:
+                break
+            await asyncio.sleep(0.2)
+    await world.assert_conserved()
 
 
 def unspent(wallet: Path) -> list[str]:

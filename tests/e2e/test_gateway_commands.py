@@ -3,16 +3,21 @@ prints the answer, what it cost and what came back."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import aiohttp
 import pytest
 import pytest_asyncio
 
 from node.demo.mint import EmbeddedMint
+from node.demo.process import Child
 from node.demo.purse import Purse
+from node.gateway.purse import open_purse
 from tests.e2e.gateway_world import Gateway, GatewayWorld, open_gateway_world
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -129,6 +134,8 @@ async def test_mistakes_are_one_line(empty: Gateway) -> None:
         (("wallet", "send", "5"), "this wallet is empty"),
         (("wallet", "send", "many"), "whole number of sat"),
         (("ask", "hi"), "no provider was found"),
+        (("ask", "hi", "--model", "m"), "no provider that was found sells 'm'"),
+        (("ask", " "), "there is no question"),
     ):
         empty.environment = {"NODESTR_GATEWAY__FIND_TIMEOUT_S": "0.5"}
         code, out, err = await empty.run(*arguments)
@@ -178,3 +185,87 @@ async def test_a_gateway_that_runs_is_asked_for_its_wallet(
     finally:
         await world.gateway.stop()
     assert not note.exists()
+
+
+async def test_money_is_moved_to_a_mint_that_a_provider_takes(
+    empty: Gateway, mint: EmbeddedMint, fee_mint: EmbeddedMint
+) -> None:
+    async with Purse(mint.url) as purse:
+        token = await purse.fund(300)
+    await empty.json("wallet", "receive", token, "--yes")
+    for arguments, told in (
+        ((mint.url, fee_mint.url, "400"), "the wallet holds 300 sat"),
+        ((mint.url, mint.url, "5"), "name two mints"),
+        ((fee_mint.url, mint.url, "5"), "the wallet holds 0 sat"),
+        (("https://other.example.com", mint.url, "5"), "this wallet does not use"),
+        ((mint.url, fee_mint.url, "some"), "whole number of sat"),
+    ):
+        code, out, err = await empty.run("wallet", "move", *arguments)
+        assert (code, out) == (1, ""), arguments
+        assert told in err
+        assert len(err.strip().splitlines()) == 1, err
+    moved = await empty.json("wallet", "move", mint.url, fee_mint.url, "100")
+    assert (moved["moved_msat"], moved["arrived"]) == (100_000, True)
+    document = await empty.json("wallet", "balance")
+    assert document["mints"][fee_mint.url] == 100_000
+    assert document["mints"][mint.url] == 200_000 - moved["fee_msat"]
+    assert document["balance_msat"] == sum(document["mints"].values())
+    code, out, err = await empty.run("wallet", "move", mint.url, fee_mint.url, "all")
+    assert code == 0, err
+    assert out.startswith("moved ")
+    topped = await empty.json("wallet", "topup", "7", "--mint", mint.url)
+    before = document["mints"][mint.url]
+    document = await empty.json("wallet", "balance")
+    assert (topped["paid"], document["mints"][mint.url] >= 7_000) == (True, True)
+    assert document["mints"][mint.url] < before
+    assert document["mints"][fee_mint.url] > 200_000
+
+
+@pytest.mark.parametrize("rows", ["invoices", "payouts"])
+async def test_a_move_that_is_killed_goes_on_or_never_began(
+    empty: Gateway, mint: EmbeddedMint, fee_mint: EmbeddedMint, rows: str
+) -> None:
+    async with Purse(mint.url) as purse:
+        token = await purse.fund(300)
+    await empty.json("wallet", "receive", token, "--yes")
+    child = Child(
+        ["-m", "node", "wallet", "move", mint.url, fee_mint.url, "100"],
+        directory=empty.home,
+        environment=empty.env(),
+        log_file=empty.home / "move.log",
+        stop_timeout_s=10,
+    )
+    child.start()
+    connection = sqlite3.connect(f"file:{empty.wallet}?mode=ro", uri=True)
+    try:
+        async with asyncio.timeout(30):
+            while not connection.execute(f"SELECT COUNT(*) FROM {rows}").fetchone()[0]:
+                await asyncio.sleep(0.001)
+    finally:
+        child.kill()
+        connection.close()
+    async with asyncio.timeout(60):
+        while True:
+            await empty.json("wallet", "recover")
+            held = (await empty.json("wallet", "balance"))["mints"]
+            left, arrived = held[mint.url], held.get(fee_mint.url, 0)
+            if left == 300_000 or (arrived and left >= 190_000):
+                break
+            await asyncio.sleep(0.1)
+    assert arrived in (0, 100_000)  # this mint says of every invoice that it is paid
+    assert left == 300_000 or 190_000 <= left <= 200_000
+    async with aiohttp.ClientSession() as session, open_purse(empty.wallet, session) as opened:
+        assert (await opened.books()).problems() == []
+
+
+async def test_the_mints_of_a_provider_are_named_when_the_wallet_has_none_of_them(
+    world: GatewayWorld, empty: Gateway, fee_mint: EmbeddedMint
+) -> None:
+    async with Purse(fee_mint.url) as purse:
+        token = await purse.fund(100)
+    empty.relays = world.gateway.relays
+    await empty.json("wallet", "receive", token, "--yes")
+    code, out, err = await empty.run("ask", "hello", "--model", "demo", "--max-tokens", "9")
+    assert (code, out) == (1, "")
+    assert f"takes coins of {world.mint.url}, the wallet's are of {fee_mint.url}" in err
+    assert f"nodestr wallet move {fee_mint.url} {world.mint.url} SAT" in err

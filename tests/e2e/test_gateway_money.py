@@ -5,78 +5,55 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-import httpx
 import openai
 import pytest
-from aiohttp import web
+import pytest_asyncio
 
 from node.demo.mint import EmbeddedMint
-from node.demo.process import free_port
-from node.ecash.payment_request import PaymentRequest
-from node.gateway.purse import open_purse
-from tests.e2e.gateway_world import CHAT, GatewayWorld, open_gateway_world
+from tests.e2e.gateway_world import (
+    CHAT,
+    NARROW,
+    GatewayWorld,
+    ask,
+    killed_while,
+    open_gateway_world,
+    records,
+    states,
+)
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 Open = Callable[..., Awaitable[GatewayWorld]]
-NARROW = {"max_tokens": 20}
 
 
-@pytest.fixture
-async def open_world(mint: EmbeddedMint, tmp_path: Path) -> AsyncIterator[Open]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(
+    mint: EmbeddedMint, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[GatewayWorld]:
     async with AsyncExitStack() as stack:
-
-        async def open_it(
-            *flags: str, sat: int = 200, front: Front | None = None, **options: Any
-        ) -> GatewayWorld:
-            world = await open_gateway_world(stack, mint, tmp_path, *flags, **options)
-            if front is not None:
-                front.target, front.mint = world.a.url, mint.url
-            await world.fund(sat)
-            await world.start()
-            return world
-
-        yield open_it
+        yield await open_gateway_world(stack, mint, tmp_path_factory.mktemp("world"))
 
 
-async def records(world: GatewayWorld) -> dict[str, Any]:
-    """What the stopped gateway remembers of its providers."""
-    async with (
-        aiohttp.ClientSession() as session,
-        open_purse(world.gateway.wallet, session) as purse,
-    ):
-        return dict(purse.journal.records)
+@pytest_asyncio.fixture(loop_scope="module")
+async def open_world(shared: GatewayWorld, tmp_path: Path) -> AsyncIterator[Open]:
+    """The same nodes for all, a gateway and a wallet for each."""
 
+    async def open_it(*flags: str, **options: Any) -> GatewayWorld:
+        await shared.fresh(tmp_path, *flags, **options)
+        return shared
 
-async def ask(world: GatewayWorld, **more: Any) -> httpx.Response:
-    return await world.gateway.post("/v1/chat/completions", {**CHAT, **NARROW, **more})
-
-
-async def states(world: GatewayWorld) -> list[str]:
-    """States of the spendings, read beside the running gateway."""
-    connection = sqlite3.connect(f"file:{world.gateway.wallet}?mode=ro", uri=True)
-    try:
-        return [row[0] for row in connection.execute("SELECT state FROM gateway_spendings")]
-    finally:
-        connection.close()
+    yield open_it
+    await shared.gateway.stop()
 
 
 SOAK = bool(os.environ.get("NODESTR_SOAK"))
-KILLS = [
-    (carriage, moment)
-    for moments, carriage in (
-        (("paying", "streaming"), "http"),
-        (("working", "after"), "nostr"),
-        *(((("working", "after"), "http"), (("paying", "streaming"), "nostr")) if SOAK else ()),
-    )
-    for moment in moments
-]
-"""Half of them each day, all of them in the soak."""
+KILLS = ("paying", "working", "streaming", "after") if SOAK else ("paying", "streaming")
+"""Half of them each day over HTTP, all of them over relays (test_gateway_relays.py)."""
 
 
 @pytest.mark.parametrize(("carriage", "stream"), [("http", False), ("nostr", True)])
@@ -104,6 +81,18 @@ async def test_when_a_provider_is_gone_the_next_one_answers(open_world: Open) ->
     assert answer.headers["x-nodestr-provider"] == world.b.keys.npub
     await world.gateway.stop()
     await world.a.start()
+    await world.assert_conserved()
+
+
+async def test_a_warm_start_needs_no_relay(open_world: Open) -> None:
+    world = await open_world("--carriage", "http")
+    assert (await ask(world)).status_code == 200
+    await world.gateway.stop()
+    world.gateway.environment = {"NODESTR_GATEWAY__RELAYS": '["ws://127.0.0.1:1"]'}
+    await world.gateway.start()
+    answer = await ask(world)
+    assert answer.status_code == 200, answer.text
+    await world.gateway.stop()
     await world.assert_conserved()
 
 
@@ -164,37 +153,10 @@ async def test_a_program_that_hangs_up_gets_its_change(open_world: Open, carriag
     assert {record.overcharged for record in (await records(world)).values()} == {0}
 
 
-@pytest.mark.parametrize(("carriage", "moment"), KILLS)
-async def test_a_gateway_killed_at_any_moment_loses_nothing(
-    open_world: Open, carriage: str, moment: str
-) -> None:
-    world = await open_world("--carriage", carriage)
-    world.upstreams[0].delay_s = 0.3
-    if moment == "working":
-        world.upstreams[0].fault = "stall"
-    asking = [asyncio.create_task(ask(world, stream=moment != "working")) for _ in range(3)]
-    async with asyncio.timeout(30):
-        match moment:
-            case "paying":
-                while not await states(world):
-                    await asyncio.sleep(0.001)
-            case "working":
-                await world.upstreams[0].called.wait()
-            case "streaming":
-                while world.upstreams[0].chunks_sent < 5:
-                    await asyncio.sleep(0.01)
-            case "after":
-                await asyncio.gather(*asking)
-    world.gateway.kill()
-    await asyncio.gather(*asking, return_exceptions=True)
-    world.upstreams[0].fault = None
-    code, _, err = await world.gateway.run("wallet", "recover")
-    assert code == 0, err
-    async with asyncio.timeout(40):  # what still runs at the provider is told later
-        while (await world.gateway.json("wallet", "balance"))["under_way_msat"]:
-            await asyncio.sleep(0.5)
-            await world.gateway.run("wallet", "recover")
-    await world.assert_conserved()
+@pytest.mark.parametrize("moment", KILLS)
+async def test_a_gateway_killed_at_any_moment_loses_nothing(open_world: Open, moment: str) -> None:
+    world = await open_world("--carriage", "http")
+    await killed_while(world, moment)
     await world.gateway.start()
     assert (await ask(world)).status_code == 200
     await world.gateway.stop()
@@ -218,109 +180,3 @@ async def test_a_provider_killed_while_it_works_loses_nothing(open_world: Open) 
             await asyncio.sleep(0.5)
             await world.gateway.run("wallet", "recover")
     await world.assert_conserved()
-
-
-class Front:
-    """Stands before a node, under its name.
-
-    Attributes:
-        refund: keeps the change, and answers whoever asks for it with this status.
-        demand_sat: asks the first payer for so much.
-    """
-
-    def __init__(self, *, refund: int = 0, demand_sat: int = 0) -> None:
-        self.refund = refund
-        self.demand_sat = demand_sat
-        self.mint = ""
-        self.port = free_port()
-        self.target = ""
-
-    def announced(self) -> dict[str, dict[str, str]]:
-        """What node a has to be told for others to come here."""
-        url = f"http://127.0.0.1:{self.port}"
-        environment = {
-            "NODESTR_HTTP__PUBLIC_URLS": f'["{url}"]',
-            "NODESTR_NOSTR__REQUESTS": "false",
-        }
-        return {"a": environment}
-
-    async def handle(self, request: web.Request) -> web.StreamResponse:
-        if self.refund and request.path == "/v1/balance/refund":
-            return web.json_response({"error": {"message": "no"}}, status=self.refund)
-        if self.demand_sat and request.path == "/v1/chat/completions":
-            asked = PaymentRequest(self.demand_sat, "sat", (self.mint,)).encode()
-            self.demand_sat = 0
-            return web.json_response({}, status=402, headers={"x-cashu": asked})
-        async with (
-            aiohttp.ClientSession() as session,
-            session.request(
-                request.method,
-                f"{self.target}{request.path}",
-                headers={k: v for k, v in request.headers.items() if k.lower() != "host"},
-                data=await request.read(),
-            ) as answer,
-        ):
-            headers = {"content-type": answer.headers["content-type"]}
-            if not self.refund and "x-cashu" in answer.headers:
-                headers["x-cashu"] = answer.headers["x-cashu"]
-            return web.Response(status=answer.status, body=await answer.read(), headers=headers)
-
-    @asynccontextmanager
-    async def serving(self) -> AsyncIterator[None]:
-        app = web.Application()
-        app.router.add_route("*", "/{path:.*}", self.handle)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", self.port).start()
-        try:
-            yield
-        finally:
-            await runner.cleanup()
-
-
-@pytest.mark.parametrize(("refund", "state"), [(402, "settled"), (404, "lost")])
-async def test_a_provider_that_keeps_the_change_is_noticed(
-    open_world: Open, refund: int, state: str
-) -> None:
-    cheat = Front(refund=refund)
-    async with cheat.serving():
-        world = await open_world(
-            "--carriage",
-            "http",
-            environment={"NODESTR_GATEWAY__LOST_AFTER_S": "0.01"},
-            node_environment=cheat.announced(),
-            front=cheat,
-        )
-        first = await ask(world)
-        assert first.headers["x-nodestr-provider"] == world.a.keys.npub
-        async with asyncio.timeout(30):
-            while await states(world) != [state]:
-                await asyncio.sleep(0.1)
-        await world.gateway.stop()
-    assert (await records(world))[world.a.keys.pubkey].overcharged == 1
-    (spending,) = (await world.gateway.json("wallet", "history"))["spendings"]
-    assert spending["state"] == state
-    assert spending["amount_msat"] > spending["expected_msat"] + 1000
-    assert spending["back_msat"] == 0
-
-
-@pytest.mark.parametrize(("demand_sat", "served_by_a"), [(12, True), (150, False)])
-async def test_a_provider_that_wants_more_gets_a_little_more_once(
-    open_world: Open, demand_sat: int, served_by_a: bool
-) -> None:
-    front = Front(demand_sat=demand_sat)
-    async with front.serving():
-        world = await open_world(
-            "--carriage", "http", node_environment=front.announced(), front=front
-        )
-        answer = await ask(world)
-        assert answer.status_code == 200, answer.text
-        served_by = world.a if served_by_a else world.b
-        assert answer.headers["x-nodestr-provider"] == served_by.keys.npub
-        await world.gateway.stop()
-    await world.assert_conserved()
-    second, first = (await world.gateway.json("wallet", "history"))["spendings"]
-    assert (first["state"], first["back_msat"]) == ("reclaimed", first["amount_msat"])
-    assert second["state"] == "settled"
-    if served_by_a:
-        assert second["amount_msat"] == demand_sat * 1000

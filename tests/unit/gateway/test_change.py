@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Mapping
+
 import orjson
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.gateway.change import ChangeTaker
+from node.gateway.change import ChangeTaker, change_within
 
 USAGE = {"id": "x", "choices": [], "usage": {"prompt_tokens": 3, "cost": 7}}
 
@@ -55,3 +58,34 @@ def test_typed_events_keep_their_names() -> None:
     out, token = run(body + b"\r\n", [])
     assert out == b'event: message_delta\r\ndata: {"type":"message_delta"}\r\n\r\n'
     assert token == "cashuBm"
+
+
+class Whole:
+    """An answer that is here."""
+
+    def __init__(self, body: bytes, headers: dict[str, str], trailers: dict[str, str]) -> None:
+        self._body = body
+        self.headers: Mapping[str, str] = headers
+        self.trailers: Mapping[str, str] = trailers
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        for start in range(0, len(self._body), 7):
+            yield self._body[start : start + 7]
+
+
+EVENTS = {"content-type": "text/event-stream; charset=utf-8"}
+JSON = {"content-type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "change"),
+    [
+        (Whole(b'data: {"x_cashu":"cashuBinside"}\n\n', EVENTS, {}), "cashuBinside"),
+        (Whole(b'{"x_cashu":"cashuBinside"}', JSON, {"x-cashu": "cashuBafter"}), "cashuBafter"),
+        (Whole(b"{}", JSON | {"x-cashu": "cashuBbefore"}, {}), "cashuBbefore"),
+        (Whole(b"{}", JSON | {"x-cashu": "creqAasks"}, {}), None),
+        (Whole(b"{}", JSON, {}), None),
+    ],
+)
+async def test_change_is_found_wherever_an_answer_has_it(answer: Whole, change: str | None) -> None:
+    assert await change_within(answer) == change

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from discovery.announcement import Announcement, ModelOffer
+from discovery.offers import OtherPrices
 from discovery.snapshot import DirectorySnapshot, Provider
 from node.core.catalog import Catalog, Model
 from node.core.money import Msat
@@ -26,8 +27,10 @@ from node.gateway.offers import (
     choose,
     cools_down,
     models_of,
+    needs_details,
     offers_of,
     read_prices,
+    shunned,
     ways_to,
 )
 from node.service.endpoints.catalogue import models_document
@@ -193,6 +196,32 @@ def test_who_overcharged_is_avoided_in_every_profile() -> None:
         assert chosen(offers, cheated, profile)["b"] > 330, profile
 
 
+def test_who_overcharged_is_asked_when_nobody_else_is_left_however_dear_the_others_are() -> None:
+    offers = [an_offer("a"), an_offer("b", 10**9)]
+    cheated = {"a": Record(served=99, overcharged=1)}
+    assert chosen(offers, cheated, "cheap")["b"] == 400
+    assert chosen(offers[:1], cheated, "cheap")["a"] == 400
+    assert not shunned(Record(served=100, overcharged=1))
+    # one that fails is asked before one that cheats
+    failed = Record(failed=1, failed_in_a_row=1, failed_at=1000)
+    assert chosen(offers, cheated | {"b": failed}, "cheap")["b"] == 400
+
+
+def test_all_prices_of_a_page_count() -> None:
+    other = OtherPrices(1, 2, 3, 4, 5, 6)
+    seller = provider(
+        models=(ModelOffer("m", "M", 10, 20, 30, endpoints=("images",), other=other),)
+    )
+    (offer,) = offers_of(DirectorySnapshot((seller,)), carriage="http", details={})
+    assert offer.endpoints == ("images",)
+    assert offer.price == Price(
+        Msat(10), Msat(20), Msat(30), Msat(1), Msat(2), Msat(3), Msat(4), Msat(5), Msat(6)
+    )
+    assert not needs_details(seller)
+    silent = provider(models=(ModelOffer("m", "M", 10, 20, 30, endpoints=("images",)),))
+    assert needs_details(silent)
+
+
 def test_who_failed_is_asked_last_and_then_again() -> None:
     failed = Record(failed=1, failed_in_a_row=1, failed_at=1000)
     offers = [an_offer("a"), an_offer("b", 10_000_000)]
@@ -202,6 +231,16 @@ def test_who_failed_is_asked_last_and_then_again() -> None:
     often = replace(failed, failed_in_a_row=40)
     assert cools_down(often, 999 + MAX_COOLDOWN_S)
     assert not cools_down(often, 1000 + MAX_COOLDOWN_S)
+
+
+def test_who_does_not_answer_probes_is_asked_last() -> None:
+    gone = offers_of(
+        DirectorySnapshot((provider("a", status="offline"),)), carriage="auto", details={}
+    )
+    assert [(offer.way, offer.silent) for offer in gone] == [("nostr", True)]
+    offers = [an_offer("a", silent=True), an_offer("b", 10_000_000)]
+    assert chosen(offers, {}, "cheap")["b"] == 400
+    assert chosen(offers[:1], {}, "cheap")["a"] == 400
 
 
 def test_nobody_is_nobody() -> None:
