@@ -1,8 +1,10 @@
 """Everything an operator can set, in one frozen object read once at start.
 
     TOML file  <  environment (NODESTR_HTTP__PORT)  <  systemd credentials (nodestr.http.port)
+               <  overrides (what was changed on the admin pages)
 
-``settings_sections.py``, ``settings_market.py`` and ``settings_routing.py`` hold the keys,
+``settings_sections.py``, ``settings_admin.py``, ``settings_market.py`` and ``settings_routing.py``
+hold the keys, ``settings_layers.py`` puts the sources together,
 ``config/node.example.toml`` shows every one of them.
 """
 
@@ -17,6 +19,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from node.core.catalog import Catalog
 from node.core.plans import ModelPlan
+from node.settings_admin import AdminSettings
+from node.settings_layers import Layers, read_layers
 from node.settings_market import ModelSettings, UpstreamSettings
 from node.settings_routing import RateSettings, RoutingSettings
 from node.settings_sections import (
@@ -34,20 +38,16 @@ from node.settings_sections import (
     PayoutSettings,
     RefundSettings,
 )
-from node.settings_sources import (
-    Credentials,
-    Environment,
-    explain,
-    key_path,
-    read_toml,
-    refuse_debug,
-)
+from node.settings_sources import explain, key_path, refuse_debug
 from node.settings_types import SecretRef, SettingsError
 
 if TYPE_CHECKING:
     from discovery.nostr.keys import Keys
 
-__all__ = ["SecretRef", "Settings", "SettingsError", "load"]
+__all__ = ["SecretRef", "Settings", "SettingsError", "layers", "load", "settings_of"]
+
+ADMIN_HASH_FILE = "admin.hash"
+"""In the data directory: the hash of the operator's password, unless it is kept elsewhere."""
 
 
 class Settings(BaseSettings):
@@ -75,6 +75,7 @@ class Settings(BaseSettings):
     payout: PayoutSettings = PayoutSettings()
     refund: RefundSettings = RefundSettings()
     limits: LimitSettings = LimitSettings()
+    admin: AdminSettings = AdminSettings()
     metrics: MetricsSettings = MetricsSettings()
     log: LogSettings = LogSettings()
 
@@ -87,8 +88,8 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The first wins; the file's document is what the constructor gets."""
-        return Credentials(settings_cls), Environment(settings_cls), init_settings
+        """Only what the constructor gets: ``settings_layers`` has put the sources together."""
+        return (init_settings,)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -132,11 +133,20 @@ class Settings(BaseSettings):
         return Catalog(model for plan in self.plans() if (model := plan.model(None)))
 
     def secrets(self) -> Iterator[tuple[str, SecretRef]]:
-        """(key, reference) of every secret that is referred to."""
+        """(key, reference) of every secret that the node cannot do without.
+
+        It can without the operator's password: then nobody gets in.
+        """
         yield "node.secret_key", self.node.secret_key
         for index, upstream in enumerate(self.upstreams):
             if upstream.api_key is not None:
                 yield key_path(("upstreams", index, "api_key")), upstream.api_key
+
+    @property
+    def admin_hash(self) -> SecretRef:
+        """Where the hash of the operator's password is, if there is one."""
+        default = SecretRef("file", str((self.node.data_dir / ADMIN_HASH_FILE).absolute()))
+        return self.admin.password_hash or default
 
     def check_secrets(self) -> None:
         """Read every secret once. Raises SettingsError naming the keys that cannot be read."""
@@ -171,16 +181,32 @@ class Settings(BaseSettings):
 
 
 def load(path: Path) -> Settings:
-    """Settings from the TOML file, the environment and the systemd credentials.
+    """Settings from the TOML file and everything that goes before it.
 
     Secrets are not read yet: see :meth:`Settings.check_secrets`. Raises SettingsError.
     """
     refuse_debug()
-    document = read_toml(path)
+    return settings_of(layers(path))
+
+
+def layers(path: Path) -> Layers:
+    """What each source says. Raises SettingsError."""
+    return read_layers(path, Settings)
+
+
+def settings_of(sources: Layers) -> Settings:
+    """The settings that come of it. Raises SettingsError."""
     try:
-        return Settings(**document)
+        return Settings(**sources.document())
     except ValidationError as error:
-        raise explain(error, Settings) from None
+        found = explain(error, Settings)
+    if sources.overrides:
+        raise SettingsError(
+            *found.problems,
+            f"{sources.overrides_path} overrides the other settings: if that is what is wrong,"
+            " mend it or move it away",
+        )
+    raise found
 
 
 def _unique(section: str, key: str, values: list[str]) -> set[str]:

@@ -17,11 +17,13 @@ from node.settings_types import (
     MintUrl,
     NetworkRange,
     OnionUrl,
+    PublicKey,
     PublicUrl,
     RelayUrl,
     Seconds,
     SecretRef,
     SizeBytes,
+    SocksUrl,
     Whole,
 )
 
@@ -69,11 +71,25 @@ class NodeSettings(Section):
     """Delete the announcement from the relays on an orderly stop."""
     drain_timeout_s: Seconds = 30
     """How long running requests may go on after a stop signal."""
+    overrides: FilePath | None = None
+    """File of the settings that were changed on the admin pages; by default
+    node.db.overrides.json beside the database."""
 
     @property
     def database(self) -> Path:
         """The SQLite file that holds the ledger and the wallet."""
-        return self.data_dir / "node.db"
+        return self.database_in(self.data_dir)
+
+    @staticmethod
+    def database_in(data_dir: Path) -> Path:
+        """The same, by the directory."""
+        return data_dir / "node.db"
+
+    @classmethod
+    def overrides_in(cls, data_dir: Path) -> Path:
+        """Where the overrides are by default."""
+        database = cls.database_in(data_dir)
+        return database.with_name(f"{database.name}.overrides.json")
 
 
 class HttpSettings(Section):
@@ -105,6 +121,8 @@ class HttpSettings(Section):
     it for dead."""
     keepalive_timeout_s: Seconds = 75
     """How long an idle connection is kept, and how long headers may take."""
+    pages: bool = True
+    """Show web pages for people at /, /providers (the market) and /docs (this interface)."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -187,6 +205,17 @@ class DiscoverySettings(Section):
     """How many nodes are asked at the same time."""
     max_providers: Annotated[Count, Field(le=100_000)] = 10_000
     """Most nodes kept."""
+    socks_proxy: SocksUrl | None = None
+    """Tor's SOCKS5 port, such as socks5://127.0.0.1:9050: onion services are asked through it;
+    without it their state stays unknown."""
+    max_learnt_relays: Annotated[Whole, Field(ge=0, le=32)] = 8
+    """Most relays read besides those of [nostr]: such as are named by nodes that were verified.
+    0: none."""
+    operator_pubkey: PublicKey | None = None
+    """Your own Nostr key (npub or hex): reviews and nodes show how far their keys are from it, by
+    who follows whom."""
+    trust_distance: Annotated[Whole, Field(ge=1, le=3)] = 2
+    """How far that goes: 1 is whom you follow, 2 whom these follow."""
     allow_private_addresses: bool = False
     """Also connect to announced loopback and private addresses; for demos on one machine."""
 

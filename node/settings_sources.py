@@ -14,7 +14,7 @@ import json
 import os
 import tomllib
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
@@ -85,7 +85,7 @@ class NamedValues(PydanticBaseSettingsSource):
         return values
 
     def _value(self, name: str, path: tuple[str, ...], text: str) -> Any:
-        kind = _kind(self.settings_cls, path)
+        kind = kind_at(self.settings_cls, path)
         if kind is SecretRef:
             try:
                 SecretRef.parse(text)
@@ -120,7 +120,7 @@ class Environment(NamedValues):
 
     def _is_near_miss(self, key: str) -> bool:
         section, _, field = key.partition("_")
-        kind = _kind(self.settings_cls, (section, field))
+        kind = kind_at(self.settings_cls, (section, field))
         return kind is not None and kind is not SecretRef
 
     def reference(self, name: str) -> str:
@@ -144,6 +144,12 @@ class Credentials(NamedValues):
         return f"cred:{name}"
 
 
+GONE: Mapping[str, str] = {
+    "nostr.wraps": "is gone: gift wraps of both kinds are always taken; delete the line",
+}
+"""Keys that older versions had, and what to do about each now."""
+
+
 def explain(error: ValidationError, root: type[BaseSettings]) -> SettingsError:
     """One sentence for each problem, each naming its key; no value is repeated."""
     return SettingsError(
@@ -162,6 +168,8 @@ def key_path(loc: Sequence[str | int]) -> str:
 def _sentence(root: type[BaseModel], loc: tuple[str | int, ...], kind: str, msg: str) -> str:
     key = key_path(loc)
     if kind == "extra_forbidden":
+        if key in GONE:
+            return f"{key}: {GONE[key]}"
         near = difflib.get_close_matches(str(loc[-1]), _known(root, loc[:-1]), n=1, cutoff=0.5)
         hint = f'; did you mean "{near[0]}"?' if near else ""
         return f"{key}: there is no such key{hint}"
@@ -172,11 +180,11 @@ def _sentence(root: type[BaseModel], loc: tuple[str | int, ...], kind: str, msg:
 
 
 def _known(root: type[BaseModel], loc: Sequence[str | int]) -> list[str]:
-    kind = _kind(root, loc)
+    kind = kind_at(root, loc)
     return list(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else []
 
 
-def _kind(root: type[BaseModel], path: Sequence[str | int]) -> Any:
+def kind_at(root: type[BaseModel], path: Sequence[str | int]) -> Any:
     """The type of the setting at ``path``; None when there is no such key."""
     kind: Any = root
     for part in path:

@@ -74,6 +74,15 @@ class SecretRef:
             raise SettingsError(f"the secret {self} is missing or empty")
         return text
 
+    def version(self) -> object:
+        """Another value when another file stands in its place, or it was written again; never
+        raises."""
+        try:
+            info = None if self.scheme == "env" else self._path().stat()
+        except (OSError, ValueError, SettingsError):
+            return None
+        return None if info is None else (info.st_ino, info.st_mtime_ns, info.st_ctime_ns)
+
     def _path(self) -> Path:
         if self.scheme == "file":
             return Path(self.name)
@@ -144,6 +153,25 @@ def _relay_url(value: object) -> str:
     return _split(value, ("ws", "wss")).rstrip("/")
 
 
+def _socks_url(value: object) -> str:
+    url = _split(value, ("socks5",)).rstrip("/")
+    parts = urlsplit(url)
+    if parts.port is None or parts.path:
+        raise ValueError("must be socks5://host:port")
+    return url
+
+
+def _public_key(value: object) -> str:
+    # Imported here: the command line must not load the curve to print its help.
+    from discovery.errors import InvalidKey
+    from discovery.nostr.keys import parse_pubkey
+
+    try:
+        return parse_pubkey(value if isinstance(value, str) else "")
+    except InvalidKey:
+        raise ValueError("must be a public key, npub or 64 hex digits") from None
+
+
 def _base_url(value: object) -> str:
     return _split(value, ("http", "https")).rstrip("/")
 
@@ -157,6 +185,14 @@ def _mint_url(value: object) -> str:
     from node.ecash.token import normalize_mint_url
 
     return normalize_mint_url(_split(value, ("http", "https")))
+
+
+def normal_mint_url(text: str) -> str:
+    """The form in which URLs of mints are compared; the text itself when it is none."""
+    try:
+        return _mint_url(text)
+    except ValueError:
+        return text
 
 
 def _split(value: object, schemes: tuple[str, ...]) -> str:
@@ -222,6 +258,9 @@ Line = Annotated[str, BeforeValidator(_words), Field(max_length=1000)]
 PublicUrl = Annotated[str, BeforeValidator(_public_url)]
 OnionUrl = Annotated[str, BeforeValidator(_onion_url)]
 RelayUrl = Annotated[str, BeforeValidator(_relay_url)]
+SocksUrl = Annotated[str, BeforeValidator(_socks_url)]
+PublicKey = Annotated[str, BeforeValidator(_public_key)]
+"""Of Nostr, as hex."""
 BaseUrl = Annotated[str, BeforeValidator(_base_url)]
 WebUrl = Annotated[str, BeforeValidator(_web_url)]
 MintUrl = Annotated[str, BeforeValidator(_mint_url)]

@@ -159,8 +159,11 @@ class IssueRequest:
     operation_id: str
     """Of the new operation; another id comes back when the request key has one."""
     account_id: int
+    """OPERATOR: out of what is earned; needs a request key."""
     amount: Msat | None
     request_key: str | None
+    reserve: Msat = Msat(0)
+    """Of the operator: earnings that must stay."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,8 @@ class Request:
     with what was seen charged and the receipt given. Closing the generator loses the receipt."""
     answer_headers: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
     """Noted on the way by the services; they go out with the answer, whatever it is."""
+    notes: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+    """What the services found out, for the operator's eyes: ``model``, the id of the one asked."""
 
 
 @dataclass(frozen=True, slots=True)

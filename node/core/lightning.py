@@ -128,6 +128,8 @@ class MeltRequest:
     """Unix time after which the invoice cannot be paid."""
     account_id: int = OPERATOR
     """Whose money it is; OPERATOR: earnings."""
+    by_owner: bool = False
+    """The account's owner asks: it need not have expired."""
 
 
 @dataclass(frozen=True, slots=True)

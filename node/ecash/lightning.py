@@ -73,17 +73,20 @@ class Lightning:
 
     # -- in --------------------------------------------------------------------------------
 
-    async def quote(self, amount_sat: int, first: str | None = None) -> Quoted:
+    async def quote(
+        self, amount_sat: int, first: str | None = None, *, only: str | None = None
+    ) -> Quoted:
         """An invoice over ``amount_sat`` of the first mint that gives one.
 
         Args:
             first: the mint to ask before the others.
+            only: the one mint to ask.
 
         Raises MintUnreachable, MintFull when that were more than we want to hold of any mint.
         """
         now = time.monotonic()
         order = sorted(
-            self._mints,
+            (url for url in self._mints if only in (None, url)),
             key=lambda url: (
                 now - self._failed_at.get(url, -COOLDOWN_S) < COOLDOWN_S,
                 url != first,
@@ -197,6 +200,7 @@ class Lightning:
         max_fee: Msat,
         reserve: Msat = _NOTHING,
         account_id: int = OPERATOR,
+        by_owner: bool = False,
     ) -> Operation:
         """Pay an invoice with coins of ``payable``'s mint.
 
@@ -204,7 +208,8 @@ class Lightning:
             destination: where it goes, for the operator's eyes.
             max_fee: the most that Lightning may reserve on top.
             reserve: earnings that must stay.
-            account_id: out of that account, which must have expired; OPERATOR: out of earnings.
+            account_id: out of that account; OPERATOR: out of earnings.
+            by_owner: the account's owner asks; else it must have expired.
 
         Raises PayoutError when nothing was paid, Pending while the outcome is not known,
         InvalidValue, InsufficientBalance, MintLiquidity (see ``begin_melt``).
@@ -240,6 +245,7 @@ class Lightning:
                 change=change,
                 expires_at=min(request.expires_at, _LATEST),
                 account_id=account_id,
+                by_owner=by_owner,
             )
         )
         operation = await self._wallet.finish(operation, fresh=True)

@@ -207,13 +207,16 @@ class Wallet:
         *,
         only: str | None = None,
         request_key: str | None = None,
+        reserve: Msat = _NOTHING,
     ) -> Operation:
         """Issue a token from an account; returns the finished operation with its ``token``.
 
         Args:
+            account_id: OPERATOR for a token out of what is earned and owed to nobody.
             amount: msat; None for all that is free.
             only: the mint to use; by default the account's own is preferred.
             request_key: asking again under it gives the same token.
+            reserve: earnings that must stay, when the token is the operator's.
 
         Raises InsufficientBalance, MintLiquidity, MintUnreachable, Pending,
         IdempotencyConflict.
@@ -224,7 +227,7 @@ class Wallet:
             operation_id = uuid.uuid4().hex
             try:
                 operation = await self._store.begin_send(
-                    IssueRequest(operation_id, account_id, amount, request_key),
+                    IssueRequest(operation_id, account_id, amount, request_key, reserve),
                     self.sources(only),
                 )
             except MintLiquidity:

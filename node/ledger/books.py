@@ -10,7 +10,9 @@ Every transfer moves msat from one book to another, so all books together are al
             ──▶ TRANSIT ──▶ OUT         the same while a swap is under way (──▶ account if refused),
                                         and what is refunded over Lightning
             ──▶ TRANSIT ──▶ REVENUE     what a swap or a refund cost
-    REVENUE ──▶ OWN_FEES                what a mint kept of our own swap
+    REVENUE ──▶ PAYOUT                  a token for the operator, whose coins were there; else
+            ──▶ TRANSIT ──▶ PAYOUT      ... while a swap is under way (──▶ REVENUE if refused)
+            ──▶ OWN_FEES                what a mint kept of our own swap
             ──▶ LOSS                    coins of ours that somebody else has spent
             ──▶ TRANSIT ──▶ PAYOUT      set aside while a payout is under way, fees included
                         ──▶ REVENUE     (what is left of it; all, if it was not made)
@@ -117,7 +119,7 @@ class Books:
     loss_msat: Msat = Msat(0)
     """Coins others spent, less coins found: after a restore, or a stolen seed."""
     payouts_msat: Msat = Msat(0)
-    """What reached the operator over Lightning, without what that cost."""
+    """What reached the operator, over Lightning or as tokens, without what that cost."""
     claims_msat: Msat = Msat(0)
     """Coins found after a restore, kept for clients who come with a claim."""
     capital_msat: Msat = Msat(0)

@@ -17,6 +17,7 @@ from node.ledger.accounts import read_balance
 from node.ledger.books import OWN, Book, transfer
 from node.ledger.coins import Cover, cover, spare, stock, swap_fee, take, with_counters
 from node.ledger.operations import insert_operation, operation_from
+from node.ledger.withdrawals import available, purse_of, sink_of, unowed
 
 Serialize = Callable[[str, str, Sequence[Proof]], str]
 """(mint, unit, proofs) → a token."""
@@ -46,6 +47,8 @@ class Issuer:
         known = _known(conn, request)
         if known is not None:
             return known
+        if request.account_id == OPERATOR:
+            return self._to_operator(conn, request, sources)
         balance = read_balance(conn, request.account_id)
         wanted = balance.free if request.amount is None else request.amount
         if wanted > balance.free or wanted <= 0:
@@ -71,6 +74,29 @@ class Issuer:
             raise InsufficientBalance(
                 f"{balance.free} msat are available, less than the least coin"
             )
+        raise MintLiquidity
+
+    def _to_operator(
+        self, conn: sqlite3.Connection, request: IssueRequest, sources: Sequence[Source]
+    ) -> Operation:
+        """A token out of what is earned, of the first source that has it to spare."""
+        if request.request_key is None:
+            raise InvalidValue("a token for the operator needs an idempotency key")
+        free = Msat(max(0, available(conn) - request.reserve))
+        wanted = free if request.amount is None else request.amount
+        if not 0 < wanted <= free:
+            raise InsufficientBalance(f"{free} msat have been earned beyond the reserve")
+        for source in sources:
+            room = unowed(conn, source)
+            most = min(wanted, room) if request.amount is None else wanted
+            amount = whole_units(Msat(most), source.unit)
+            whole = request.amount is None or to_msat(amount, source.unit) == wanted
+            if amount <= 0 or most > room or not whole:
+                continue
+            operation = self._from(conn, request, source, amount, Msat(min(free, room)))
+            if operation is not None:
+                self.recount()
+                return operation
         raise MintLiquidity
 
     def close(
@@ -108,6 +134,7 @@ class Issuer:
         free: Msat,
     ) -> Operation | None:
         """A token of ``amount`` units from one mint; None when it cannot give that."""
+        purse = purse_of(request.account_id)
         base = Operation(
             id=request.operation_id,
             kind="send",
@@ -126,7 +153,7 @@ class Issuer:
             token = self._serialize(source.mint, source.unit, proofs)
             operation = replace(base, token=token)
             insert_operation(conn, operation, ys, request.request_key)
-            transfer(conn, request.account_id, Book.OUT, operation.value, f"op:{base.id}")
+            transfer(conn, purse, sink_of(request.account_id), operation.value, f"op:{base.id}")
             return operation
         if source.keyset is None:
             return None
@@ -134,7 +161,9 @@ class Issuer:
         found = cover(conn, source, amount, held)
         if found is None:
             return None
-        if not self._affords(conn, to_msat(found.fee, source.unit)):
+        if request.account_id == OPERATOR or not self._affords(
+            conn, to_msat(found.fee, source.unit)
+        ):
             if request.amount is None:  # all that is free has to pay for its own fee
                 amount, found = _less_fee(conn, source, amount, found, held)
                 base = replace(base, amount=amount)
@@ -159,7 +188,7 @@ class Issuer:
             outputs=with_counters(conn, source.keyset.id, amounts),
         )
         insert_operation(conn, operation, ys, request.request_key)
-        transfer(conn, request.account_id, Book.TRANSIT, in_transit(operation), f"op:{base.id}")
+        transfer(conn, purse, Book.TRANSIT, in_transit(operation), f"op:{base.id}")
         return operation
 
     def refill(
@@ -220,7 +249,12 @@ class Issuer:
 
 def is_refill(operation: Operation) -> bool:
     """Whether it swaps coins of ours for others of ours, and gives nothing out."""
-    return operation.kind == "send" and operation.account_id == OPERATOR
+    return (
+        operation.kind == "send"
+        and operation.account_id == OPERATOR
+        and bool(operation.outputs)
+        and all(output.keep for output in operation.outputs)
+    )
 
 
 def in_transit(operation: Operation) -> Msat:
@@ -234,7 +268,7 @@ def _refilling(conn: sqlite3.Connection, source: Source) -> bool:
     """Whether a refill is under way there."""
     row = conn.execute(
         "SELECT 1 FROM operations WHERE state = 'intent' AND kind = 'send' AND account_id = ?"
-        " AND mint = ? AND unit = ?",
+        " AND request_key IS NULL AND mint = ? AND unit = ?",
         (OPERATOR, source.mint, source.unit),
     ).fetchone()
     return row is not None

@@ -33,12 +33,13 @@ from node.core.lightning import OPERATOR, Melt, MeltRequest, Payable
 from node.core.money import Msat, ceil_div, to_msat
 from node.errors import InsufficientBalance, InvalidValue, MintLiquidity, Pending
 from node.ledger.accounts import read_balance
-from node.ledger.books import Book, sum_books, transfer
+from node.ledger.books import Book, transfer
 from node.ledger.coins import cover, spare, stock, store_coins, take, with_counters
 from node.ledger.database import Database
 from node.ledger.keys import read_terms
 from node.ledger.operations import insert_operation, move, operation_from, set_error
 from node.ledger.wallet import SqliteWalletStore
+from node.ledger.withdrawals import available, purse_of, unowed
 
 Coins = Sequence[tuple[str, Proof]]
 """(Y, proof) of each."""
@@ -93,10 +94,10 @@ class SqlitePayoutStore:
         )
         aside = _set_aside(operation)
         if request.account_id == OPERATOR:
-            available = _available(conn) - request.reserve
-            if aside > available:
+            earned = available(conn) - request.reserve
+            if aside > earned:
                 raise InsufficientBalance(
-                    f"{max(0, available)} msat have been earned beyond the reserve,"
+                    f"{max(0, earned)} msat have been earned beyond the reserve,"
                     f" {aside} msat are needed"
                 )
         else:
@@ -305,20 +306,16 @@ class SqlitePayoutStore:
             coins = stock(conn, source.mint, source.unit)
             held = to_msat(sum(d * count for d, count in coins.items()), source.unit)
             if account_id == OPERATOR:
-                owed = conn.execute(
-                    "SELECT COALESCE(SUM(balance_msat), 0) FROM accounts WHERE mint = ?",
-                    (source.mint,),
-                ).fetchone()[0]
-                most = min(_available(conn), held - owed)
+                most = min(available(conn), unowed(conn, source))
             else:
                 balance = read_balance(conn, account_id)
                 own = (balance.mint, balance.unit) == (source.mint, source.unit)
                 most = min(balance.free, held if own else spare(conn, source.mint, source.unit))
-            available = Msat(max(0, most))
-            amount = available // to_msat(1, source.unit)
+            free = Msat(max(0, most))
+            amount = free // to_msat(1, source.unit)
             found = cover(conn, source, amount, coins)
             fee = _fee_of_all(source, coins) if found is None else found.fee
-            return Payable(source.mint, source.unit, available, to_msat(fee, source.unit))
+            return Payable(source.mint, source.unit, free, to_msat(fee, source.unit))
 
         return await self._db.read(work)
 
@@ -340,7 +337,7 @@ def _check_order(conn: sqlite3.Connection, request: MeltRequest) -> None:
         return
     now = int(time.time())
     expires_at = read_terms(conn, request.account_id).expires_at
-    if expires_at is None or expires_at > now:
+    if not request.by_owner and (expires_at is None or expires_at > now):
         raise InvalidValue("this key has not expired")
     # What was given up on may be paid as long as its invoice is good: never two at a time.
     good_until = conn.execute(
@@ -349,26 +346,12 @@ def _check_order(conn: sqlite3.Connection, request: MeltRequest) -> None:
         (request.account_id,),
     ).fetchone()[0]
     if good_until is not None and good_until > now:
-        raise Pending("an earlier refund may still be paid", retry_after_s=good_until - now)
+        raise Pending("an earlier payment may still be made", retry_after_s=good_until - now)
 
 
 def _source(operation: Operation) -> int:
     """The book that the money comes from."""
-    return Book.REVENUE if operation.account_id == OPERATOR else operation.account_id
-
-
-def _available(conn: sqlite3.Connection) -> int:
-    """What is the node's own by the books, and by the coins: the lesser, in msat.
-
-    Without the fees of the swaps under way, which are booked when those end.
-    """
-    books = sum_books(conn, checkpointed=True)
-    fees = conn.execute(
-        "SELECT unit, SUM(fee - surcharge) AS total FROM operations"
-        " WHERE state = 'intent' AND kind = 'send' GROUP BY unit"
-    )
-    coming = sum(to_msat(row["total"], row["unit"]) for row in fees)
-    return min(books.earned_msat, books.equity_msat) - coming
+    return purse_of(operation.account_id)
 
 
 def _set_aside(operation: Operation) -> Msat:

@@ -24,6 +24,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 
 from node.core.accounts import CounterRange, FoundCoin, Operation, OwnCoin, Settled
+from node.core.lightning import OPERATOR
 from node.core.money import Msat, to_msat
 from node.ledger.books import Book, transfer
 from node.ledger.coins import store_loose_coin
@@ -37,9 +38,10 @@ from node.ledger.counters import (
     watched_ranges,
 )
 from node.ledger.database import Database
-from node.ledger.issuing import in_transit, is_refill
+from node.ledger.issuing import in_transit
 from node.ledger.keys import RESTORED_AT
 from node.ledger.operations import move
+from node.ledger.withdrawals import purse_of
 
 _MARK = "restored"
 _PARKED = "parked"
@@ -109,8 +111,9 @@ def write_off(
         (operation.id,),
     )
     reference = f"op:{operation.id}"
-    transfer(connection, Book.TRANSIT, operation.account_id, in_transit(operation), reference)
-    if not is_refill(operation):
+    purse = purse_of(operation.account_id)
+    transfer(connection, Book.TRANSIT, purse, in_transit(operation), reference)
+    if operation.account_id != OPERATOR:
         connection.execute(
             "UPDATE accounts SET state = 'open' WHERE id = ?", (operation.account_id,)
         )

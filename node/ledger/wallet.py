@@ -11,6 +11,8 @@
 
     refill      begin ──▶ intent ──▶ …           as a send after a swap; no account, no token
 
+    withdrawal  begin ──▶ …                      a send out of earnings (node/ledger/withdrawals.py)
+
 | step                | in one transaction                                                      |
 |---------------------|-------------------------------------------------------------------------|
 | begin receive       | account, its key hashes, claim on every coin, counters, intent          |
@@ -63,6 +65,7 @@ from node.ledger.operations import (
     open_account,
 )
 from node.ledger.reconciling import write_off
+from node.ledger.withdrawals import purse_of, sink_of
 
 
 class SqliteWalletStore(Journal):
@@ -198,7 +201,8 @@ class SqliteWalletStore(Journal):
                 )
                 conn.execute("UPDATE operations SET token = ? WHERE id = ?", (token, operation.id))
                 surcharge = to_msat(operation.surcharge, operation.unit)
-                transfer(conn, Book.TRANSIT, Book.OUT, operation.value, reference)
+                sink = sink_of(operation.account_id)
+                transfer(conn, Book.TRANSIT, sink, operation.value, reference)
                 transfer(conn, Book.TRANSIT, Book.REVENUE, surcharge, reference)
                 transfer(conn, Book.REVENUE, Book.OWN_FEES, fee, reference)
             return load_operation(conn, operation.id)
@@ -278,8 +282,8 @@ class SqliteWalletStore(Journal):
             )
             reference = f"op:{operation.id}"
             back = in_transit(operation)
-            transfer(conn, Book.TRANSIT, operation.account_id, back, reference)
-            if not is_refill(operation):
+            transfer(conn, Book.TRANSIT, purse_of(operation.account_id), back, reference)
+            if operation.account_id != OPERATOR:
                 conn.execute(
                     "UPDATE accounts SET state = 'open' WHERE id = ?", (operation.account_id,)
                 )

@@ -11,7 +11,7 @@ from node.demo.mint import EmbeddedMint
 from node.demo.purse import Purse
 from node.ecash.token import parse_token, serialize_token
 from node.errors import InsufficientBalance, Pending
-from node.ledger.payouts import _available
+from node.ledger.withdrawals import available
 from tests.conftest import OpenPurse
 from tests.fakes.mint_proxy import Fault, MintProxy
 from tests.integration.bench import Bench, OpenBench, fill_with_one_coin
@@ -225,7 +225,7 @@ async def test_earnings_that_pay_for_a_swap_under_way_are_not_paid_out(
         assert send.fee > send.surcharge == 0
         fee = Msat(send.fee * 1000)
         assert (await bench.books()).earned_msat == earned  # not booked yet
-        assert await bench.database.read(_available) == earned - fee
+        assert await bench.database.read(available) == earned - fee
         (payable,) = await bench.lightning.payable()
         assert payable.available <= earned - fee
         for amount in range(90, 99):  # just what there would be without that fee, whatever it is

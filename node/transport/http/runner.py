@@ -7,8 +7,10 @@ import socket
 from collections.abc import Sequence
 
 import structlog
-from aiohttp import web
+from aiohttp import StreamReader, web
+from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_exceptions import LineTooLong
+from aiohttp.http_parser import RawRequestMessage
 
 from node.errors import (
     InternalError,
@@ -35,6 +37,9 @@ DRAIN_TIMEOUT_S = 30.0
 LINGER_S = 5.0
 """How long the rest of a refused body is read and dropped, so that the client sees the answer."""
 BACKLOG = 1024
+HAND_OVER_S = 1.0
+"""How long at least connections are kept for their next request when another process takes over."""
+_POLL_S = 0.02
 
 
 class HttpServer:
@@ -66,11 +71,14 @@ class HttpServer:
         self._drain_timeout_s = drain_timeout_s
         self._runner: web.ServerRunner | None = None
         self._listener: asyncio.Server | None = None
+        self._busy = 0
+        self.handing_over = False
+        """Whether every answer is the last one of its connection."""
 
     async def start(self) -> None:
         """Bind and serve. Raises OSError when the address cannot be bound."""
         # cancellation is how a running exchange learns that its client has gone
-        server = web.Server(self._app, handler_cancellation=True)
+        server = web.Server(self._answer, request_factory=self._request, handler_cancellation=True)
         self._runner = web.ServerRunner(server, shutdown_timeout=self._drain_timeout_s)
         await self._runner.setup()
         loop = asyncio.get_running_loop()
@@ -82,6 +90,25 @@ class HttpServer:
             )
         self._listener = listener
         log.info("http_listening", host=self._host, port=self.port)
+
+    async def hand_over(self, timeout_s: float) -> bool:
+        """Leave who connects to whoever listens on the same socket next, serve who is connected.
+
+        Connections close with their next answer; idle ones have ``HAND_OVER_S`` to ask once more.
+
+        Returns whether nothing runs any more; False if something still does after ``timeout_s``.
+        """
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        self.handing_over = True
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+        while self._busy or loop.time() < began + min(HAND_OVER_S, timeout_s):
+            if loop.time() > began + timeout_s:
+                return False
+            await asyncio.sleep(_POLL_S)
+        return True
 
     async def stop(self) -> None:
         """Take no more connections, let running requests finish, cancel what is left."""
@@ -104,6 +131,25 @@ class HttpServer:
                 port: int = listening.getsockname()[1]
                 return port
         return 0
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        self._busy += 1
+        try:
+            return await self._app(request)
+        finally:
+            self._busy -= 1
+
+    def _request(
+        self,
+        message: RawRequestMessage,
+        payload: StreamReader,
+        protocol: web.RequestHandler,
+        writer: AbstractStreamWriter,
+        task: asyncio.Task[None],
+    ) -> web.BaseRequest:
+        if self.handing_over:
+            message = message._replace(should_close=True)
+        return web.BaseRequest(message, payload, protocol, writer, task, asyncio.get_running_loop())
 
     def _connection(self) -> _Connection:
         assert self._runner is not None

@@ -32,6 +32,7 @@ from node.transport.http.encode import (
     respond,
 )
 from node.transport.http.peer import Network, PeerFinder
+from node.transport.http.site import Site
 
 WRITE_TIMEOUT_S = 60.0
 """How long one piece of a live answer may wait for a client that does not read."""
@@ -46,6 +47,14 @@ class Dispatcher(Protocol):
     def handle(self, request: Request) -> AsyncGenerator[ReplyEvent, None]: ...
 
     def is_paid(self, method: str, path: str) -> bool: ...
+
+
+class AdminDoor(Protocol):
+    """What is below ``/admin``; see ``admin``."""
+
+    async def handle(
+        self, request: web.BaseRequest, id_: str, peer: str, budget: BodyBudget
+    ) -> web.StreamResponse | None: ...
 
 
 class HealthReport(Protocol):
@@ -65,15 +74,21 @@ def create_app(
     write_timeout_s: float = WRITE_TIMEOUT_S,
     trusted_proxies: Iterable[Network] = (),
     keepalive_s: float = KEEPALIVE_S,
+    site: Site | None = None,
+    admin: AdminDoor | None = None,
 ) -> App:
     """What answers every request; ``runner.HttpServer`` serves it with the limits of the protocol.
+
+    ``site`` has the web pages, if there are any; ``admin`` answers before it does.
 
     It is aiohttp's low-level server, whose router has nothing to do here: 25 µs a request.
     """
     limits = BodyLimits(max_body_bytes, max_anonymous_body_bytes, body_timeout_s)
     budget = BodyBudget(max_buffered_bytes)
     peers = PeerFinder(trusted_proxies)
-    return _Handler(dispatcher, health, limits, budget, peers, write_timeout_s, keepalive_s).handle
+    return _Handler(
+        dispatcher, health, limits, budget, peers, write_timeout_s, keepalive_s, site, admin
+    ).handle
 
 
 class _Handler:
@@ -86,6 +101,8 @@ class _Handler:
         peers: PeerFinder,
         write_timeout_s: float,
         keepalive_s: float,
+        site: Site | None,
+        admin: AdminDoor | None,
     ) -> None:
         self._dispatcher = dispatcher
         self._health = health
@@ -94,6 +111,8 @@ class _Handler:
         self._peers = peers
         self._write_timeout_s = write_timeout_s
         self._keepalive_s = keepalive_s
+        self._site = site
+        self._admin = admin
 
     async def handle(self, http_request: web.BaseRequest) -> web.StreamResponse:
         id_ = request_id(http_request)
@@ -111,6 +130,10 @@ class _Handler:
                 return await self._answer_health(http_request, id_)
             if http_request.method == "OPTIONS" and cors.is_open(path):
                 return cors.preflight(common_headers(id_, path))
+            if not path.startswith("/v1/"):
+                page = await self._page(http_request, path, id_)
+                if page is not None:
+                    return page
             with self._budget.share() as share:
                 peer = self._peers.address(http_request)
                 request = await decode(http_request, id_, self._limits, share, peer)
@@ -125,6 +148,17 @@ class _Handler:
         except NodeError as error:
             paid = self._dispatcher.is_paid(http_request.method, path)
             return error_response(error, id_, Receipt(cost=Msat(0)) if paid else None, path=path)
+
+    async def _page(
+        self, http_request: web.BaseRequest, path: str, id_: str
+    ) -> web.StreamResponse | None:
+        """What is for people: the admin endpoints and the pages. None: it is neither."""
+        if self._admin is not None and (path == "/admin" or path.startswith("/admin/")):
+            peer = self._peers.address(http_request)
+            answer = await self._admin.handle(http_request, id_, peer, self._budget)
+            if answer is not None:
+                return answer
+        return None if self._site is None else self._site.handle(http_request, id_)
 
     async def _expect(self, http_request: web.BaseRequest) -> web.StreamResponse | None:
         """Answer ``Expect`` before the body is sent: go on, or why not."""
