@@ -25,6 +25,7 @@ from discovery.netguard import NetGuard
 from discovery.nostr.keys import Keys
 from discovery.snapshot import DirectorySnapshot
 from node import __version__
+from node.admining import endpoints, open_admin
 from node.background import (
     alive,
     cancel,
@@ -38,6 +39,7 @@ from node.background import (
     unchecked,
 )
 from node.building import (
+    DIRECTORY_FILE,
     accepted_mint,
     announcement,
     dm_limits,
@@ -69,6 +71,7 @@ from node.ledger.messages import SqliteMessageLog
 from node.ledger.reconciling import SqliteReconcileStore
 from node.ledger.transactions import SqliteStatements
 from node.ledger.wallet import SqliteWalletStore
+from node.living import Identity, live_parts, show_relays
 from node.market import Market
 from node.ops import sdnotify
 from node.ops.health import Health
@@ -89,11 +92,14 @@ from node.service.payout import Payouts
 from node.service.pipeline import Pipeline
 from node.service.refunds import Refunds
 from node.service.routes import routes
-from node.settings import Settings
+from node.settings import Settings, settings_of
+from node.settings_layers import Layers
 from node.transport.dm.server import DmServer
+from node.transport.http.admin import AdminDoor
 from node.transport.http.runner import HttpServer
 from node.transport.http.scrape import ScrapeServer
 from node.transport.http.server import create_app
+from node.transport.http.site import Site
 
 log = structlog.get_logger()
 
@@ -109,15 +115,15 @@ RETRACT_TIMEOUT_S = 5.0
 
 async def serve(
     settings: Settings,
+    sources: Callable[[], Layers],
     *,
     ready: Callable[[], object] | None = None,
-    read: Callable[[], Settings] | None = None,
 ) -> None:
     """Run one node until SIGTERM or SIGINT, then drain; SIGHUP reads the settings again.
 
     Args:
+        sources: gives what the settings are made of, anew.
         ready: called once everything is up.
-        read: gives the settings anew, for SIGHUP; without it there is no reload.
 
     Raises StorageError when the database cannot be opened, OSError when the address is taken.
     """
@@ -127,17 +133,14 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     hang_up = asyncio.Event()
-    if read is not None:
-        loop.add_signal_handler(signal.SIGHUP, hang_up.set)
-    async with running(settings, sdnotify.listen_socket()) as node:
+    loop.add_signal_handler(signal.SIGHUP, hang_up.set)
+    async with running(settings, sources, sdnotify.listen_socket()) as node:
         _spare_the_collector()
         if ready is not None:
             ready()
         log.info("ready", npub=node.keys.npub, http_port=node.http.port, version=__version__)
         watchdog = asyncio.create_task(sdnotify.watchdog())
-        if read is not None:
-            reloader = Reloader(settings, read, node.limiter)
-            spawn(node.background, "reload", lambda: reload_on(hang_up, reloader))
+        spawn(node.background, "reload", lambda: reload_on(hang_up, node.reloader))
         try:
             await stop.wait()
         finally:
@@ -170,7 +173,8 @@ class Node:
         health: Health,
         http: HttpServer,
         wallet: Wallet,
-        limiter: Limiter,
+        reloader: Reloader,
+        admin: AdminDoor,
     ) -> None:
         self.settings = settings
         self.keys = keys
@@ -179,17 +183,27 @@ class Node:
         self.health = health
         self.http = http
         self.wallet = wallet
-        self.limiter = limiter
+        self.reloader = reloader
+        self.admin = admin
+        self.succeeded = False
+        """The listening socket outlives this process."""
         self.metrics: ScrapeServer | None = None
         self.dm: DmServer | None = None
         self.announcer: Announcer | None = None
         self.background: list[asyncio.Task[None]] = []
 
     async def drain(self) -> None:
-        """Refuse what is new and let finish what runs, within the drain timeout."""
+        """Refuse what is new and let finish what runs, within the drain timeout.
+
+        If somebody else holds the listening socket, nobody is refused who is connected, and who
+        comes waits for the next process.
+        """
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + self.settings.node.drain_timeout_s
         log.info("draining", timeout_s=self.settings.node.drain_timeout_s)
+        self.admin.end_streams()
+        if self.succeeded:
+            await self.http.hand_over(self.settings.node.drain_timeout_s)
         self.dispatcher.draining = True
         for task in self.background:
             task.cancel()
@@ -203,15 +217,19 @@ class Node:
         finished = await self.dispatcher.drain(max(0.0, ends_at - loop.time()))
         if self.dm is not None:
             await self.dm.stop(max(1.0, ends_at - loop.time()))
+        await self.admin.close(max(1.0, ends_at - loop.time()))
         await wind_up(max(1.0, ends_at - loop.time()))
         log.info("drained", finished=finished)
 
 
 @asynccontextmanager
-async def running(settings: Settings, listener: socket.socket | None = None) -> AsyncIterator[Node]:
+async def running(
+    settings: Settings, sources: Callable[[], Layers], listener: socket.socket | None = None
+) -> AsyncIterator[Node]:
     """A node that serves while the context lasts.
 
     Args:
+        sources: gives what the settings are made of, anew.
         listener: a listening socket, in place of http.host and http.port.
     """
     keys = settings.keys()
@@ -280,9 +298,16 @@ async def running(settings: Settings, listener: socket.socket | None = None) -> 
         if settings.nostr.relays:
             pool = await stack.enter_async_context(relay_pool(settings, keys, guard))
             if settings.discovery.enabled:
-                directory = await open_directory(settings, keys, guard, pool, stack)
+                directory = await open_directory(
+                    settings.discovery,
+                    settings.node.data_dir / DIRECTORY_FILE,
+                    guard,
+                    pool,
+                    stack,
+                    own_pubkey=keys.pubkey,
+                )
         snapshot = directory.snapshot if directory else DirectorySnapshot
-        info = node_info(settings, keys)
+        identity = Identity(node_info(settings, keys))
         dispatcher = Dispatcher(
             routes(
                 Pipeline(
@@ -309,7 +334,7 @@ async def running(settings: Settings, listener: socket.socket | None = None) -> 
                     refunder=refunds,
                 ),
                 catalog,
-                lambda: info,
+                lambda: identity.info,
                 snapshot,
                 LightningEndpoints(invoices, accounts),
                 directory,
@@ -320,15 +345,17 @@ async def running(settings: Settings, listener: socket.socket | None = None) -> 
         health.add("database", lambda: alive(database))
         health.add("solvency", watchdog.problem)
         health.add("restore", lambda: unchecked(reconciler), detail=True)
-        health.add("draining", lambda: "draining" if dispatcher.draining else None)
+        health.add(
+            "draining", lambda: "draining" if dispatcher.draining or http.handing_over else None
+        )
         market.add_checks(health)
         circuits = wallet.circuits()
         health.add("mints", lambda: no_mint(circuits.values()))
         for url, circuit in circuits.items():
             health.add(f"mint {url}", partial(trouble, circuit), detail=True)
         if pool is not None:
-            for url in pool.urls:
-                health.add(f"relay {url}", partial(pool.trouble, url), detail=True)
+            show_relays(pool, health)
+        admin = open_admin(settings, database, stack, identity)
         http = HttpServer(
             create_app(
                 dispatcher,
@@ -338,6 +365,8 @@ async def running(settings: Settings, listener: socket.socket | None = None) -> 
                 trusted_proxies=settings.http.trusted_proxies,
                 keepalive_s=settings.http.stream_keepalive_s,
                 health=health,
+                site=Site(pages=settings.http.pages, admin=settings.admin.enabled),
+                admin=admin,
             ),
             host=settings.http.host,
             port=settings.http.port,
@@ -345,7 +374,23 @@ async def running(settings: Settings, listener: socket.socket | None = None) -> 
             keepalive_timeout_s=settings.http.keepalive_timeout_s,
             drain_timeout_s=HTTP_CLOSE_S,
         )
-        node = Node(settings, keys, database, dispatcher, health, http, wallet, limiter)
+        payouts = Payouts(lightning, payee, payout_terms(settings), watchdog.problem)
+        reloader = Reloader(
+            settings,
+            lambda: settings_of(sources()),
+            live_parts(
+                limiter=limiter,
+                market=market,
+                identity=identity,
+                describe=lambda fresh: node_info(fresh, keys),
+                payouts=payouts,
+                refunds=refunds,
+                pool=pool,
+                health=health,
+            ),
+        )
+        node = Node(settings, keys, database, dispatcher, health, http, wallet, reloader, admin)
+        node.succeeded = listener is not None
         stack.push_async_callback(cancel, node.background)
         market.start(node.background)
         spawn(node.background, "recovery", lambda: recover(wallet, store))
@@ -356,9 +401,7 @@ async def running(settings: Settings, listener: socket.socket | None = None) -> 
         spawn(node.background, "invoices", invoices.run)
         if refunds is not None:
             spawn(node.background, "refunds", refunds.run)
-        if settings.payout.address:
-            payouts = Payouts(lightning, payee, payout_terms(settings), watchdog.problem)
-            spawn(node.background, "payouts", payouts.run)
+        spawn(node.background, "payouts", payouts.run)
         spawn(node.background, "housekeeping", lambda: housekeep(settings, messages, answers))
         for url in mints:
             spawn(node.background, f"keysets {url}", lambda url=url: refresh(wallet, url))  # type: ignore[misc]
@@ -383,10 +426,11 @@ async def running(settings: Settings, listener: socket.socket | None = None) -> 
                 node.announcer = Announcer(
                     pool,
                     keys,
-                    lambda: announcement(settings, info, catalog, relays),
+                    lambda: announcement(settings, identity.info, catalog, relays),
                     heartbeat_s=(0.5 * interval_s, 1.5 * interval_s),
                 )
                 market.on_change(node.announcer.changed)
+                identity.changed = node.announcer.changed
                 spawn(node.background, "announcer", node.announcer.run)
         if settings.metrics.enabled:
             node.metrics = await open_metrics(
@@ -402,6 +446,25 @@ async def running(settings: Settings, listener: socket.socket | None = None) -> 
                 providers=lambda: len(snapshot().providers),
                 models=lambda: len(catalog),
             )
+        admin.serve(
+            endpoints(
+                reloader,
+                sources,
+                stack,
+                npub=keys.npub,
+                dispatcher=dispatcher,
+                health=health,
+                watchdog=watchdog,
+                catalog=catalog,
+                market=market,
+                providers=lambda: len(snapshot().providers),
+                wallet=wallet,
+                payouts=payouts,
+                pool=pool,
+                announcer=node.announcer,
+                learnt=directory.learnt if directory else dict,
+            )
+        )
         await market.complete(MARKET_READY_TIMEOUT_S)
         await http.start()
         stack.push_async_callback(http.stop)

@@ -38,6 +38,9 @@ def spawn(tasks: list[asyncio.Task[None]], name: str, run: Callable[[], Awaitabl
                 return
             except Exception:
                 log.exception("background_task_failed", task=name)
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():  # it failed at its end
+                    return
                 await asyncio.sleep(RECOVERY_INTERVAL_S)
 
     tasks.append(asyncio.create_task(forever(), name=name))

@@ -16,14 +16,14 @@ from discovery.directory import Directory
 from discovery.netguard import NetGuard
 from discovery.nostr.keys import Keys
 from discovery.nostr.pool import RelayPool
-from discovery.offers import ModelOffer
+from discovery.offers import ModelOffer, OtherPrices
 from discovery.probe import Prober
 from discovery.store import DirectoryStore
 from node import __version__
 from node.core.catalog import Catalog, Model
 from node.core.identity import NodeInfo
 from node.core.lightning import FeeLimit
-from node.core.money import to_msat
+from node.core.money import Msat, to_msat
 from node.ecash.circuit import Circuit, GuardedMint
 from node.ecash.keysets import AcceptedMint
 from node.ecash.locks import lock_key
@@ -33,7 +33,7 @@ from node.service.limits import RateLimits
 from node.service.payout import PayoutTerms
 from node.service.refunds import RefundTerms
 from node.settings import Settings
-from node.settings_sections import MintSettings
+from node.settings_sections import DiscoverySettings, MintSettings
 from node.transport.dm.assembly import AssemblyLimits
 from node.transport.dm.limits import DmLimits
 
@@ -132,28 +132,43 @@ def relay_pool(settings: Settings, keys: Keys, guard: NetGuard) -> RelayPool:
 
 
 async def open_directory(
-    settings: Settings, keys: Keys, guard: NetGuard, pool: RelayPool, stack: AsyncExitStack
+    wanted: DiscoverySettings,
+    file: Path,
+    guard: NetGuard,
+    pool: RelayPool,
+    stack: AsyncExitStack,
+    *,
+    own_pubkey: str | None = None,
 ) -> Directory:
-    """The directory of the other nodes with what is stored of them; closed with ``stack``."""
-    wanted = settings.discovery
+    """The directory of the other nodes with what ``file`` has of them; closed with ``stack``."""
     probe, list_models = None, None
     if wanted.probe:
         timeout_s = wanted.probe_timeout_s
-        prober = await stack.enter_async_context(Prober(guard, timeout_s=timeout_s))
+        prober = await stack.enter_async_context(
+            Prober(guard, timeout_s=timeout_s, socks_proxy=wanted.socks_proxy)
+        )
         relayed = NostrProber(guard.check_relay_url, timeout_s=timeout_s)
         probe, list_models = choose_probe(prober, relayed.probe), prober.models
     store = None
     try:
-        store = await DirectoryStore.open(settings.node.data_dir / DIRECTORY_FILE)
+        store = await DirectoryStore.open(file)
         await stack.enter_async_context(store)
     except OSError as error:
-        # a node runs without it as well
+        # it runs without as well
         log.warning("directory_not_stored", reason=str(error))
+    readers = None
+    if wanted.max_learnt_relays:
+        # to strangers' relays nobody says who reads them
+        readers = await stack.enter_async_context(RelayPool([], guard=guard.check_relay_url))
     directory = Directory(
         pool,
+        readers=readers,
+        max_learnt_relays=wanted.max_learnt_relays,
+        operator=wanted.operator_pubkey,
+        trust_distance=wanted.trust_distance,
         probe=probe,
         list_models=list_models,
-        own_pubkey=keys.pubkey,
+        own_pubkey=own_pubkey,
         registry=registry(wanted.max_providers),
         store=store,
         poll_s=(wanted.poll_interval_s, 2 * wanted.poll_interval_s),
@@ -216,17 +231,32 @@ def announcement(
 
 
 def offer_of(model: Model) -> ModelOffer:
+    """The model as it is announced: for what it is charged at most."""
+    price = model.price
     return ModelOffer(
         id=model.id,
         name=model.name,
-        input_per_mtok=model.price.input_per_mtok,
-        output_per_mtok=model.price.output_per_mtok,
-        per_request=model.price.per_request,
+        input_per_mtok=price.input_per_mtok,
+        output_per_mtok=price.output_per_mtok,
+        per_request=price.per_request,
         context=model.context_length,
         max_output=model.max_output_tokens,
         modalities=model.modalities,
         endpoints=model.endpoints,
+        other=OtherPrices(
+            _apart(price.cached_per_mtok, price.input_per_mtok),
+            _apart(price.cache_write_per_mtok, price.input_per_mtok),
+            _apart(price.reasoning_per_mtok, price.output_per_mtok),
+            price.per_image,
+            price.per_audio_minute,
+            price.per_mchar,
+        ),
     )
+
+
+def _apart(price: Msat | None, usual: Msat) -> Msat | None:
+    """None when it is priced like others of its kind."""
+    return None if price == usual else price
 
 
 def dm_limits(settings: Settings) -> DmLimits:

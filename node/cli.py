@@ -12,17 +12,21 @@ import asyncio
 import gc
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from node.commands import (
+    admin,
     announce,
     ask,
+    completion,
     doctor,
     export,
     gateway,
+    health,
     init,
     mend,
     money,
@@ -30,7 +34,15 @@ from node.commands import (
     providers,
     wallet,
 )
-from node.commands.common import EXIT_FAILED, ConfigOption, Failure, exit_codes, load
+from node.commands.common import (
+    EXIT_FAILED,
+    ConfigOption,
+    Failure,
+    JsonOption,
+    emit,
+    exit_codes,
+    load,
+)
 
 if TYPE_CHECKING:
     from node.settings import Settings
@@ -75,8 +87,8 @@ Examples:
 def serve(config: ConfigOption) -> None:
     """Run a node until SIGTERM or Ctrl-C; running requests are finished first.
 
-    SIGHUP reads the configuration again: [log] and [limits] change at once, for the rest the log
-    says what needs a restart.
+    SIGHUP reads the configuration again: models, prices, relays, limits and the log change at
+    once, for the rest the log says what needs a restart.
     """
     with exit_codes():
         settings = load(config)
@@ -100,12 +112,10 @@ def _serve(settings: Settings, config: Path) -> None:
     def ready() -> None:
         sdnotify.ready()
 
-    def read() -> Settings:
-        return node_settings.load(config)
-
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(node_app.serve(settings, ready=ready, read=read))
+            sources = partial(node_settings.layers, config)
+            runner.run(node_app.serve(settings, sources, ready=ready))
     except (SettingsError, OSError):
         raise
     except Exception:
@@ -136,7 +146,9 @@ def check_config(config: ConfigOption) -> None:
 
 
 init.register(app)
+admin.register(app)
 doctor.register(app)
+health.register(app)
 money.register(app)
 export.register(app)
 payout.register(app)
@@ -146,6 +158,7 @@ ask.register(app)
 wallet.register(app)
 providers.register(app)
 announce.register(app)
+completion.register(app)
 
 
 @keys_app.command(
@@ -183,14 +196,17 @@ def generate(
     epilog="""\b
 Examples:
   nodestr keys show --config /etc/nodestr/node.toml
-  nodestr keys show --config node.toml | awk '/^npub/ {print $2}'
+  nodestr keys show --config node.toml --json | jq -r .npub
 """
 )
-def show(config: ConfigOption) -> None:
+def show(config: ConfigOption, as_json: JsonOption = False) -> None:
     """Show the public side of the node's key, and the identifier (d) of its announcement."""
     with exit_codes():
         settings = load(config)
         keys = settings.keys()
+        if as_json:
+            emit({"npub": keys.npub, "pubkey": keys.pubkey, "d": settings.node.d})
+            return
         typer.echo(f"npub     {keys.npub}")
         typer.echo(f"pubkey   {keys.pubkey}")
         reused = "" if settings.node.d else " (unless the relays hold an announcement with another)"

@@ -6,14 +6,16 @@ An error knows its wire form (status, ``type``, ``code``, retry hints) and one p
     NodeError
     ├── InvalidJson, InvalidValue, ModelNotFound, NotFound, MethodNotAllowed   the request is wrong
     │   ContextLengthExceeded, RequestTooLarge, UnsupportedMedia, RequestIncomplete
-    ├── ForbiddenOrigin                                                        of a gateway
+    ├── ForbiddenOrigin                                        of a gateway, of the admin pages
     ├── MissingKey, InvalidApiKey, KeyExpired                                  who are you?
+    │   NotLoggedIn, WrongPassword                                             of the admin pages
     ├── InsufficientBalance                                                    pay first (NUT-24)
     ├── LimitExceeded                                                          of a child key
     ├── TokenMalformed, TokenAlreadySpent, MintNotAccepted, FeesExceedAmount   the token is wrong
     ├── MintUnreachable, MintFull, MintLiquidity, Pending                      the mint; ask again
     ├── IdempotencyConflict, IdempotencyInProgress, RateLimitExceeded, ServerDraining, Interrupted
     ├── PriceUnknown                                                           ask again
+    ├── NotConfigured, PaymentRefused                                          of the admin pages
     ├── UpstreamFailed, UpstreamTimeout, UpstreamUnavailable                   nothing charged
     └── InternalError                                                          a bug
 """
@@ -166,7 +168,7 @@ class UnsupportedMedia(NodeError):
 
 
 class ForbiddenOrigin(_InvalidRequest):
-    """Only of a gateway: a node is open to all."""
+    """Of a gateway and of the admin pages: what a node sells is open to all."""
 
     status = 403
     code = "forbidden_origin"
@@ -192,6 +194,16 @@ class InvalidApiKey(_Authentication):
 class KeyExpired(_Authentication):
     code = "key_expired"
     default = "this API key has expired"
+
+
+class NotLoggedIn(_Authentication):
+    code = "not_logged_in"
+    default = "log in first"
+
+
+class WrongPassword(_Authentication):
+    code = "wrong_password"
+    default = "this is not the password"
 
 
 class InsufficientBalance(NodeError):
@@ -321,6 +333,22 @@ class Answered(Interrupted):
         """``hold_id``: of the hold that paid."""
         super().__init__("this request was answered and charged; it is not run again")
         self.hold_id = hold_id
+
+
+class NotConfigured(_InvalidRequest):
+    """Of the admin pages: the settings do not provide for it. The message names the setting."""
+
+    status = 409
+    code = "not_configured"
+    default = "this node is not set up for that"
+
+
+class PaymentRefused(_InvalidRequest):
+    """Of the admin pages: earnings stay where they are. The message says why."""
+
+    status = 409
+    code = "payment_refused"
+    default = "nothing was paid"
 
 
 class RateLimitExceeded(NodeError):

@@ -12,7 +12,7 @@ import aiohttp
 from node.background import spawn
 from node.core.catalog import ENDPOINTS, Catalog
 from node.core.money import to_msat
-from node.core.plans import Listed
+from node.core.plans import Listed, ListTerms
 from node.ops.health import Health
 from node.service.shelf import Shelf
 from node.settings import Settings
@@ -39,6 +39,9 @@ class Market:
         self, settings: Settings, session: aiohttp.ClientSession, catalog: Catalog
     ) -> None:
         self._catalog = catalog
+        self._session = session
+        self._tasks: list[asyncio.Task[None]] | None = None
+        self._health: Health | None = None
         self._lanes = {item.name: _lane(item, session) for item in settings.upstreams}
         routing = settings.routing
         self.router = UpstreamRouter(
@@ -50,11 +53,10 @@ class Market:
                 max_waiting=routing.max_waiting,
             ),
         )
-        terms = [item.list_terms() for item in settings.upstreams]
         self.shelf = Shelf(
             catalog,
             settings.plans(),
-            [item for item in terms if item is not None],
+            _list_terms(settings),
             lambda upstream, endpoint: self._lanes[upstream].server.serves(endpoint),
         )
         self._awaited = {item.name for item in settings.upstreams if item.discover}
@@ -87,8 +89,21 @@ class Market:
         """Call ``changed`` whenever the catalogue has become another."""
         self.shelf.changed = changed
 
+    def change(self, settings: Settings) -> None:
+        """Sell what is wanted now; upstreams and rate sources stay those of the start."""
+        self.shelf.sell(settings.plans(), _list_terms(settings))
+        if self._rates is None and self.shelf.needs_rate:
+            self._rates = Rates(
+                self._session, _sources(settings.rates), _terms(settings.rates), self._rate
+            )
+            if self._tasks is not None:
+                spawn(self._tasks, "exchange rate", self._rates.run)
+            if self._health is not None:
+                self._health.add("exchange rate", self._rates.trouble, detail=True)
+
     def start(self, tasks: list[asyncio.Task[None]]) -> None:
         """Begin to ask for lists, rates and balances."""
+        self._tasks = tasks
         for name, discovery in self._discoveries.items():
             spawn(tasks, f"models of {name}", discovery.run)
         for balance in self._balances:
@@ -107,6 +122,7 @@ class Market:
 
     def add_checks(self, health: Health) -> None:
         """What /health/ready shows of upstreams, rate and catalogue."""
+        self._health = health
         lanes = self._lanes
         health.add("upstreams", self._no_upstream)
         health.add("models", lambda: None if len(self._catalog) else "nothing for sale")
@@ -159,6 +175,11 @@ def _lane(item: UpstreamSettings, session: aiohttp.ClientSession) -> Lane:
         ),
     )
     return Lane(server, max_concurrency=item.max_concurrency)
+
+
+def _list_terms(settings: Settings) -> list[ListTerms]:
+    terms = (item.list_terms() for item in settings.upstreams)
+    return [item for item in terms if item is not None]
 
 
 def _sources(wanted: RateSettings) -> Sequence[RateSource]:

@@ -38,7 +38,7 @@ async def open_metrics(
     Raises OSError when the address is taken.
     """
     traffic, lag = Traffic(), LoopLag()
-    dispatcher.observer = traffic
+    dispatcher.observers.append(traffic)
     spawn(tasks, "loop lag", lag.run)
     metrics = Metrics(
         Sources(

@@ -56,7 +56,8 @@ def export(
     """Write what moved as CSV: amounts in msat, times in UTC, accounts as numbers.
 
     transactions: every movement between two books; charges: every paid call with model and
-    tokens; payouts: what left over Lightning. No keys and no tokens are in it. The node may run.
+    tokens; payouts: what left over Lightning, or as a token of the operator's. No keys and no
+    tokens are in it. The node may run.
     """
     with exit_codes():
         import sqlite3

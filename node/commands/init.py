@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from node.commands.common import EXIT_FAILED, Failure, exit_codes
+from node.commands.new_password import NewPassword
 
 if TYPE_CHECKING:
     from node.core.plans import Listed
@@ -24,6 +25,8 @@ _LISTED = 20
 _TRIES = 5
 """How often one question is asked again."""
 _MINT = "https://mint.minibits.cash/Bitcoin"
+_UPSTREAM = "http://127.0.0.1:11434/v1"
+_EXAMPLES = {"--mint": _MINT, "--upstream": _UPSTREAM}
 
 
 def register(app: typer.Typer) -> None:
@@ -98,6 +101,17 @@ def init(
             metavar="FILE", help="The configuration; the key goes beside it, as node.key."
         ),
     ] = Path("node.toml"),
+    admin_password_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Take the password of /admin from the first line of FILE (-: standard input); "
+            "otherwise one is made and shown once.",
+        ),
+    ] = None,
+    no_admin: Annotated[
+        bool, typer.Option("--no-admin", help="No pages for the operator at /admin.")
+    ] = False,
     timeout: Annotated[
         float, typer.Option(metavar="SECONDS", min=0.1, max=300.0, help="Deadline of each check.")
     ] = 10.0,
@@ -119,6 +133,8 @@ def init(
     """
     if public_url and no_public_url:
         raise typer.BadParameter("--public-url and --no-public-url exclude each other")
+    if no_admin and admin_password_file is not None:
+        raise typer.BadParameter("--no-admin and --admin-password-file exclude each other")
     with exit_codes():
         from node.ops import logging
         from node.ops.setup import SetupError
@@ -144,7 +160,10 @@ def init(
                 port=port,
                 data_dir=Path(os.path.abspath(data_dir or out.parent / "data")),  # noqa: PTH100
             )
-            _finish(answers, listed, out, talk, as_json=as_json)
+            admin = (
+                None if no_admin else NewPassword(out.with_name("admin.hash"), admin_password_file)
+            )
+            _finish(answers, listed, out, talk, admin, as_json=as_json)
         except SetupError as error:
             raise Failure(str(error)) from None
 
@@ -159,7 +178,7 @@ class _Talk:
         """One answer. In quiet the default; Failure without one."""
         if self.quiet:
             if default is None:
-                raise Failure(f"{option} is missing: {text}")
+                raise Failure(f"{option} is missing; for example {option} {_EXAMPLES[option]}")
             return default
         return str(typer.prompt(text, default=default, err=True)).strip()
 
@@ -197,7 +216,7 @@ class _Talk:
         sales = [parse_sale(text) for text in models]
         if not upstream:
             upstream = self.ask(
-                "Model server, with /v1", default=_quiet(self, "http://127.0.0.1:11434/v1"),
+                "Model server, with /v1", default=_quiet(self, _UPSTREAM),
                 option="--upstream",
             )  # fmt: skip
             if not key_env and not self.quiet:
@@ -209,7 +228,7 @@ class _Talk:
         if self.check and (not sales or not self.quiet):
             finding, listed = asyncio.run(list_upstream(upstream, kind, key_env, self.timeout_s))
             if finding.level == "fail":
-                raise Failure(f"{upstream}: {finding.what}; {finding.remedy}")
+                raise Failure(f"the model server {finding.what}; {finding.remedy}")
         if not sales:
             sales = self._sales(listed)
         if not mints:
@@ -290,7 +309,13 @@ def _dialect(name: str) -> DialectName:
 
 
 def _finish(
-    answers: Answers, listed: list[Listed], out: Path, talk: _Talk, *, as_json: bool
+    answers: Answers,
+    listed: list[Listed],
+    out: Path,
+    talk: _Talk,
+    admin: NewPassword | None,
+    *,
+    as_json: bool,
 ) -> None:
     """Check, then write key and configuration; say what was done."""
     from discovery.nostr.keys import Keys
@@ -313,25 +338,38 @@ def _finish(
     key_file = out.with_name("node.key")
     document: dict[str, object] = {"ok": not wrong, "checks": [f.document() for f in findings]}
     if not wrong:
-        text = render(answers, key_file, listed)
+        text = render(answers, key_file, listed, admin.file if admin else None)
         keys, made = make_key(key_file)
         try:
+            if admin is not None:
+                admin.write()
             write_config(out, text)
         except BaseException:
             if made:
                 key_file.unlink()
+            if admin is not None:
+                admin.take_back()
             raise
         document |= {
             "config": str(out),
             "key": str(key_file),
             "key_made": made,
             "npub": keys.npub,
+            "admin_password": admin.made if admin else None,
+            "admin_page": f"http://127.0.0.1:{answers.port}/admin" if admin else None,
             "next": [f"nodestr serve --config {out}", f"nodestr doctor --config {out}"],
         }
         if not as_json:
             typer.echo(f"wrote    {out}")
             typer.echo(f"{'wrote' if made else 'uses':<8} {key_file}: keep a copy of it")
             typer.echo(f"npub     {keys.npub}")
+            if admin is not None:
+                typer.echo(f"admin    http://127.0.0.1:{answers.port}/admin")
+                typer.echo(
+                    f"password {admin.made}   (shown this once; keep it)"
+                    if admin.made
+                    else f"password the one of {admin.file}"
+                )
             typer.echo(f"next     nodestr serve --config {out}")
             typer.echo(f"         nodestr doctor --config {out}")
     if as_json:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from node.commands.common import ConfigOption, Failure, exit_codes, load
+from node.commands.common import ConfigOption, Failure, JsonOption, emit, exit_codes, load
 
 _MAX_CHARS = 200_000
 
@@ -46,7 +46,7 @@ Examples:
     )(release)
 
 
-def fund(config: ConfigOption, file: FileArgument = Path("-")) -> None:
+def fund(config: ConfigOption, file: FileArgument = Path("-"), as_json: JsonOption = False) -> None:
     """Redeem a Cashu token for the node itself. The node must be stopped.
 
     The mint must be one of [[mints]]. The money is the node's own and owed to nobody: it covers
@@ -58,6 +58,17 @@ def fund(config: ConfigOption, file: FileArgument = Path("-")) -> None:
         from node.ops.check_report import sat
 
         done = asyncio.run(put_in(load(config), _read(file)))
+        if as_json:
+            emit(
+                {
+                    "credited_msat": done.credit,
+                    "fee_msat": done.fee,
+                    "coins_msat": done.books.proofs_msat,
+                    "liabilities_msat": done.books.liabilities_msat,
+                    "solvent": done.books.solvent,
+                }
+            )
+            return
         typer.echo(f"put in   {sat(done.credit)} sat; the mint kept {sat(done.fee)} sat")
         typer.echo(f"coins    {sat(done.books.proofs_msat)} sat")
         typer.echo(f"owed     {sat(done.books.liabilities_msat)} sat")
@@ -76,6 +87,7 @@ def credit(
             help="Tells several claims of one key or invoice apart; one name is credited once.",
         ),
     ] = "",
+    as_json: JsonOption = False,
 ) -> None:
     """Credit a client's claim after a restore. The node must be stopped.
 
@@ -89,6 +101,17 @@ def credit(
         from node.ops.check_report import sat
 
         done = asyncio.run(give(load(config), _read(file), amount, claim))
+        if as_json:
+            emit(
+                {
+                    "amount_msat": done.amount,
+                    "account": done.account_id,
+                    "again": done.again,
+                    "opened": done.opened,
+                    "loss_msat": done.uncovered,
+                }
+            )
+            return
         how = "credited before; nothing was changed" if done.again else "credited"
         typer.echo(f"{how:<8} {sat(done.amount)} sat to account {done.account_id}")
         if done.opened:
@@ -104,6 +127,7 @@ def release(
     amount: Annotated[
         int | None, typer.Option(metavar="SAT", min=1, max=2**43, help="By default all.")
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Count coins that were found after a restore as the node's own. The node must be stopped.
 
@@ -116,7 +140,10 @@ def release(
         from node.ops.check_report import sat
 
         freed = asyncio.run(let_go(load(config), amount))
-        typer.echo(f"released {sat(freed)} sat")
+        if as_json:
+            emit({"released_msat": freed})
+        else:
+            typer.echo(f"released {sat(freed)} sat")
 
 
 def _read(file: Path) -> str:

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from node.commands.common import EXIT_FAILED, ConfigOption, Failure, exit_codes, load
+from node.commands.common import (
+    EXIT_FAILED,
+    ConfigOption,
+    Failure,
+    JsonOption,
+    emit,
+    exit_codes,
+    load,
+)
 
 if TYPE_CHECKING:
     from node.ops.backup import Contents
@@ -119,6 +127,7 @@ def backup(
             "--out", metavar="PATH", help="The copy (mode 0600, never over an existing file)."
         ),
     ],
+    as_json: JsonOption = False,
 ) -> None:
     """Copy the database, coins and counters and accounts, while the node runs or not; verify it.
 
@@ -132,8 +141,11 @@ def backup(
             contents = back_up(load(config).node.database, out)
         except BackupError as error:
             raise Failure(str(error)) from None
-        typer.echo(f"wrote    {out} ({out.stat().st_size:,} bytes), verified")
-        _describe(contents)
+        if as_json:
+            emit({"file": str(out), "bytes": out.stat().st_size} | _document(contents))
+        else:
+            typer.echo(f"wrote    {out} ({out.stat().st_size:,} bytes), verified")
+            _describe(contents)
         if contents.problems:
             raise Failure(
                 f"the copy is what the node has, but its books do not add up"
@@ -152,6 +164,7 @@ def restore(
             "--force", help="Replace a database that is there; it is kept under another name."
         ),
     ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Put a backup in the place of the database. The node must be stopped.
 
@@ -169,6 +182,14 @@ def restore(
             done = put_back(settings.node.database, source, force=force)
         except BackupError as error:
             raise Failure(str(error)) from None
+        if as_json:
+            kept = None if done.kept is None else str(done.kept)
+            emit(
+                {"file": str(settings.node.database), "kept": kept}
+                | {"same_wallet": done.same_wallet}
+                | _document(done.contents)
+            )
+            return
         typer.echo(f"restored {settings.node.database} from {source}")
         _describe(done.contents)
         if done.kept is not None:
@@ -185,6 +206,18 @@ def restore(
             "         until it does. Then run 'nodestr check --online'. Clients that paid since\n"
             "         the backup are credited with 'nodestr credit' (docs/operations.md)."
         )
+
+
+def _document(contents: Contents) -> dict[str, object]:
+    return {
+        "coins": contents.coins,
+        "coins_msat": contents.books.proofs_msat,
+        "accounts": contents.accounts,
+        "open_msat": contents.books.open_msat,
+        "operations_open": contents.books.operations_open,
+        "money_last_moved_at": contents.taken_at or None,
+        "problems": list(contents.problems),
+    }
 
 
 def _describe(contents: Contents) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from node.commands.common import ConfigOption, Failure, exit_codes, load
+from node.commands.common import ConfigOption, Failure, JsonOption, emit, exit_codes, load
 
 
 def register(app: typer.Typer) -> None:
@@ -19,6 +19,7 @@ Examples:
   nodestr payout --config /etc/nodestr/node.toml
   nodestr payout --config node.toml --to me@getalby.com --amount 5000
   nodestr payout --config node.toml --to lnbc50u1…
+  nodestr payout --config node.toml --json | jq .paid_sat
 """,
     )(payout)
 
@@ -36,6 +37,7 @@ def payout(
         int | None,
         typer.Option(metavar="SAT", min=1, help="By default all that may be paid out."),
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Pay earnings to a Lightning address, an LNURL or an invoice. The node must be stopped.
 
@@ -54,5 +56,9 @@ def payout(
             done = asyncio.run(pay_out(settings, to, amount))
         except (PayoutError, StorageError) as error:
             raise Failure(str(error)) from None
-        typer.echo(f"paid     {to_msat(done.amount, done.unit) // MSAT_PER_SAT} sat")
+        paid_sat = to_msat(done.amount, done.unit) // MSAT_PER_SAT
+        if as_json:
+            emit({"paid_sat": paid_sat, "mint": done.mint})
+            return
+        typer.echo(f"paid     {paid_sat} sat")
         typer.echo(f"from     {done.mint}")

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, TextIO
 
+from node.core.lightning import OPERATOR
 from node.core.money import to_msat
 from node.ledger.books import FIRST_ACCOUNT, Book, open_read_only
 
@@ -45,12 +46,14 @@ _CHARGES = """
 SELECT * FROM holds WHERE state = 'settled' AND closed_at >= ? AND closed_at < ?
 ORDER BY closed_at, id
 """
-_PAYOUTS = """
-SELECT o.rowid AS number, o.state, o.account_id, o.mint, o.unit, o.amount, o.created_at,
+_PAYOUTS = f"""
+SELECT o.rowid AS number, o.kind, o.state, o.account_id, o.mint, o.unit, o.amount, o.created_at,
        p.destination, p.payment_hash
-FROM operations o JOIN payouts p ON p.operation_id = o.id
-WHERE o.kind = 'melt' AND o.created_at >= ? AND o.created_at < ? ORDER BY o.created_at, o.rowid
-"""
+FROM operations o LEFT JOIN payouts p ON p.operation_id = o.id
+WHERE (p.operation_id IS NOT NULL
+       OR o.kind = 'send' AND o.account_id = {OPERATOR} AND o.request_key IS NOT NULL)
+  AND o.created_at >= ? AND o.created_at < ? ORDER BY o.created_at, o.rowid
+"""  # noqa: S608  a number of our own
 
 
 def export(database: Path, kind: Kind, begin: int, end: int, out: TextIO) -> int:
@@ -94,9 +97,16 @@ def _payouts(connection: sqlite3.Connection, begin: int, end: int) -> Iterator[l
     for row in connection.execute(_PAYOUTS, (begin, end)):
         yield [
             _time(row["created_at"]), row["number"], row["state"],
-            "refund" if row["account_id"] else "payout", row["mint"], row["destination"],
+            _purpose(row), row["mint"], row["destination"] or "token",
             to_msat(row["amount"], row["unit"]), row["payment_hash"],
         ]  # fmt: skip
+
+
+def _purpose(row: sqlite3.Row) -> str:
+    """withdrawal: a token that the operator took out of the earnings."""
+    if row["kind"] == "send":
+        return "withdrawal"
+    return "refund" if row["account_id"] else "payout"
 
 
 _ROWS = {"transactions": _transactions, "charges": _charges, "payouts": _payouts}

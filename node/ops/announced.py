@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 
 from discovery.announcement import Announcement, parse_provider_event
 from discovery.errors import InvalidAnnouncement
+from discovery.nostr.event import Event
 from discovery.nostr.keys import Keys
 from discovery.nostr.pool import RelayPool
 from discovery.offers import ModelOffer, parse_model_pages
@@ -35,14 +37,10 @@ async def check_announcement(
         events = await pool.query(
             [{"authors": author, "kinds": [KIND_PROVIDER, KIND_MODEL_PAGE]}], timeout_s=timeout_s
         )
-    found = None
-    for event in events:  # newest first
-        if event.kind == KIND_PROVIDER and settings.node.d in (None, event.first("d")):
-            try:
-                found = parse_provider_event(event)
-            except InvalidAnnouncement:
-                continue
-            break
+        event, found = _newest(events, settings)
+        refusals: list[Finding] = []
+        if event is not None and settings.node.announce and runs:
+            refusals = await _refusals(pool, event, timeout_s)
     if found is None:
         return [_absent(settings, runs=runs)]
     if not settings.node.announce:
@@ -64,8 +62,43 @@ async def check_announcement(
     else:
         problems += _compare_offers(offers, wanted.offers, _other_names(settings), settings)
     if problems:
-        return [Finding("announcement", "fail", text, _RESTART) for text in problems]
-    return [passed("announcement", f"is what is configured: {len(offers or ())} models")]
+        return [*(Finding("announcement", "fail", text, _RESTART) for text in problems), *refusals]
+    return [passed("announcement", f"is what is configured: {len(offers or ())} models"), *refusals]
+
+
+def _newest(
+    events: Iterable[Event], settings: Settings
+) -> tuple[Event, Announcement] | tuple[None, None]:
+    """Our newest provider event that can be read. ``events`` come newest first."""
+    for event in events:
+        if event.kind == KIND_PROVIDER and settings.node.d in (None, event.first("d")):
+            with suppress(InvalidAnnouncement):
+                return event, parse_provider_event(event)
+    return None, None
+
+
+async def _refusals(pool: RelayPool, event: Event, timeout_s: float) -> list[Finding]:
+    """Offer each relay our announcement, as it is, again: which do not take it (NIP-01, OK)?"""
+    results = await pool.publish(event, timeout_s=timeout_s)
+    health = pool.health()
+    refused = {
+        url: result.message or "no answer"
+        for url, result in results.items()
+        # one that does not answer at all has its own finding
+        if not result.ok and not result.message.startswith("duplicate:") and health[url].connected
+    }
+    taken = sum(result.ok for result in results.values())
+    return [
+        Finding(
+            "relay",
+            "warn" if taken else "fail",
+            f"does not take the announcement: {message}",
+            "do what it says (pay, prove work, register the npub), or choose another relay in"
+            " nostr.relays",
+            url,
+        )
+        for url, message in refused.items()
+    ]
 
 
 def _absent(settings: Settings, *, runs: bool) -> Finding:
@@ -127,13 +160,14 @@ def _compare_offers(
     return problems
 
 
-def _terms(offer: ModelOffer) -> dict[str, int]:
+def _terms(offer: ModelOffer) -> dict[str, int | None]:
     return {
         "input_per_mtok_msat": offer.input_per_mtok,
         "output_per_mtok_msat": offer.output_per_mtok,
         "per_request_msat": offer.per_request,
         "context_length": offer.context,
         "max_output_tokens": offer.max_output,
+        **{f"{name}_msat": price for name, price in offer.other._asdict().items()},
     }
 
 

@@ -124,12 +124,12 @@ def _operations(
             resolution="",
             ys=tuple(y for (y,) in ys),
         )
-        resolution = _resolution(stuck, stuck.mint in mints, running, None)
-        found.append(replace(stuck, resolution=resolution))
+        outlook = resolution(stuck, stuck.mint in mints, running, None)
+        found.append(replace(stuck, resolution=outlook))
     return tuple(found)
 
 
-def _resolution(
+def resolution(
     stuck: Stuck, configured: bool, running: bool, inputs: Mapping[str, State] | None
 ) -> str:
     """What will resolve an open operation, as one sentence."""
@@ -175,7 +175,7 @@ def _holds(connection: sqlite3.Connection, running: bool) -> tuple[LongHold, ...
         " WHERE state = 'held' AND created_at <= ? ORDER BY created_at LIMIT ?",
         (now - LONG_HOLD_S if running else now, MAX_SHOWN),
     )
-    resolution = (
+    outlook = (
         "a request that still runs, or a defect: a restart frees it, nothing is charged"
         if running
         else "the next start of the node frees it, nothing is charged"
@@ -187,7 +187,7 @@ def _holds(connection: sqlite3.Connection, running: bool) -> tuple[LongHold, ...
             row["model"],
             Msat(row["max_cost_msat"]),
             max(0, now - row["created_at"]),
-            resolution,
+            outlook,
         )
         for row in rows
     )
@@ -211,7 +211,7 @@ async def ask_mints(report: Report, database: Path, clients: Mapping[str, MintCl
     operations = tuple(
         replace(
             stuck,
-            resolution=_resolution(stuck, stuck.mint in clients, report.running, states),
+            resolution=resolution(stuck, stuck.mint in clients, report.running, states),
         )
         for stuck in report.operations
     )

@@ -4,14 +4,17 @@
 |---|---|
 | config | the file loads, every secret can be read, the key is a key |
 | files | nobody else may read secrets and database; the disk has room |
+| admin | is there a password for the pages at /admin |
 | database, solvency | integrity, schema, books; read-only, beside a running node |
 | node | the running node's own /health/ready |
-| clock | the Date of mints and model servers |
+| clock | the Date of mints, model servers and relays |
 | mint, relay, upstream, payout | do they answer as a node needs it |
-| announcement | what the relays have is what is configured |
+| announcement | what the relays have is what is configured; each relay takes it (its OK) |
 | public url | the URL leads to this node |
+| outside | what other nodes, which probe this one, found |
 
-Nothing is changed and nothing is sent but questions. Each has a deadline; all are asked at once.
+Nothing is changed and nothing is sent but questions and, to each relay, the announcement that the
+relays have. Each has a deadline; all are asked at once.
 """
 
 from __future__ import annotations
@@ -22,11 +25,10 @@ from pathlib import Path
 from statistics import median
 
 import aiohttp
-from yarl import URL
 
 from discovery.nostr.keys import Keys
 from node.ops.announced import check_announcement
-from node.ops.local_checks import check_database, check_disk, check_files
+from node.ops.local_checks import check_admin, check_database, check_disk, check_files, held_keysets
 from node.ops.probes import (
     MAX_LIST_BYTES,
     TIMEOUT_S,
@@ -40,6 +42,7 @@ from node.ops.probes import (
     missing_model,
     passed,
 )
+from node.ops.seen import check_seen, own_url
 from node.settings import Settings, SettingsError, load
 from node.settings_market import UpstreamSettings
 from node.upstream.server import UpstreamServer
@@ -94,7 +97,8 @@ async def examine(settings: Settings, keys: Keys | None, timeout_s: float) -> li
         timeout_s: deadline of each question.
     """
     asker = keys or Keys.generate()
-    findings = [*check_files(settings), *check_disk(settings)]
+    held = await asyncio.to_thread(held_keysets, settings.node.database)
+    findings = [*check_files(settings), *check_disk(settings), check_admin(settings)]
     database = asyncio.to_thread(
         check_database, settings.node.database, [mint.url for mint in settings.mints]
     )
@@ -102,7 +106,10 @@ async def examine(settings: Settings, keys: Keys | None, timeout_s: float) -> li
         questions = [
             _node(session, settings, timeout_s),
             _clock(session, settings, timeout_s),
-            *(_one(ask_mint(session, m.url, m.units, timeout_s)) for m in settings.mints),
+            *(
+                _one(ask_mint(session, m.url, m.units, timeout_s, held.get(m.url, {})))
+                for m in settings.mints
+            ),
             *(_upstream(session, settings, item, timeout_s) for item in settings.upstreams),
             *(_one(ask_relay(url, asker, timeout_s)) for url in settings.nostr.relays),
         ]
@@ -113,6 +120,7 @@ async def examine(settings: Settings, keys: Keys | None, timeout_s: float) -> li
         if keys is not None:
             questions += [
                 _announcement(session, settings, keys, timeout_s),
+                check_seen(session, settings, keys, timeout_s),
                 *(
                     _one(ask_public_url(session, url, keys.npub, timeout_s))
                     for url in settings.http.public_urls
@@ -136,11 +144,9 @@ async def running(session: aiohttp.ClientSession, settings: Settings, timeout_s:
 async def _ready(
     session: aiohttp.ClientSession, settings: Settings, timeout_s: float
 ) -> dict[str, str] | None:
-    host = settings.http.host
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - read, not bound
-    if not settings.http.port:
+    url = own_url(settings, "/health/ready")
+    if url is None:
         return None
-    url = URL.build(scheme="http", host=host, port=settings.http.port, path="/health/ready")
     try:
         async with asyncio.timeout(timeout_s), session.get(url, allow_redirects=False) as response:
             raw = await response.content.read(MAX_LIST_BYTES)
@@ -195,6 +201,7 @@ async def _clock(
 ) -> list[Finding]:
     urls = [f"{mint.url}/v1/info" for mint in settings.mints]
     urls += [item.base_url for item in settings.upstreams]
+    urls += [f"http{relay.removeprefix('ws')}" for relay in settings.nostr.relays]
     answers = await asyncio.gather(*(clock_skew_s(session, url, timeout_s) for url in urls))
     skews = [skew for skew in answers if skew is not None]
     if not skews:
@@ -203,7 +210,7 @@ async def _clock(
                 "clock",
                 "warn",
                 "nobody could be asked what time it is",
-                "mend the mints or model servers first, then run the doctor again",
+                "mend the mints, relays or model servers first, then run the doctor again",
             )
         ]
     skew = median(skews)

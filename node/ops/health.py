@@ -38,6 +38,11 @@ class Health:
         if detail:
             self._details.add(name)
 
+    def remove(self, name: str) -> None:
+        """Ask that check no more."""
+        self._checks.pop(name, None)
+        self._details.discard(name)
+
     def live(self) -> bool:
         """True: whoever can ask is answered by a running event loop."""
         return True

@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
+from node.admin.password import is_hash
 from node.ledger.books import open_read_only
 from node.ledger.migrating import schema_versions
 from node.ops.check import examine
 from node.ops.probes import Finding, passed
 from node.settings import Settings
+from node.settings_types import SettingsError
 
 MIN_FREE_BYTES = 500 * 1024 * 1024
 """Less room than this for the database is worth a warning."""
@@ -28,11 +30,13 @@ def check_files(settings: Settings) -> list[Finding]:
     secrets = [
         (key, Path(secret.name)) for key, secret in settings.secrets() if secret.scheme == "file"
     ]
+    if settings.admin_hash.scheme == "file":
+        secrets.append(("admin.password_hash", Path(settings.admin_hash.name)))
     data_dir = settings.node.data_dir
     kept = [
         *(path for _, path in secrets),
         data_dir,
-        *(data_dir / name for name in ("node.db", "node.db-wal", "node.db.lock")),
+        *sorted(data_dir.glob("node.db*")),  # with backups, and what the admin pages changed
     ]
     for path in kept:
         try:
@@ -62,6 +66,22 @@ def check_files(settings: Settings) -> list[Finding]:
             )
         )
     return found or [passed("files", "only their owner may read secrets and database")]
+
+
+def check_admin(settings: Settings) -> Finding:
+    """Whether somebody can log in at /admin."""
+    if not settings.admin.enabled:
+        return passed("admin", "the pages are off, as configured (admin.enabled = false)")
+    hint = "set a password: nodestr admin password --config …"
+    try:
+        text = settings.admin_hash.resolve()
+    except SettingsError as error:
+        if settings.admin.password_hash is None:
+            return passed("admin", f"the pages are off: there is no password; {hint}")
+        return Finding("admin", "warn", f"the pages are off: {error}", hint)
+    if not is_hash(text):
+        return Finding("admin", "fail", f"{settings.admin_hash} holds no argon2id hash", hint)
+    return passed("admin", "the pages at /admin open with the password")
 
 
 def check_disk(settings: Settings) -> list[Finding]:
@@ -131,6 +151,23 @@ def check_database(path: Path, mints: Sequence[str]) -> list[Finding]:
             )
         ]
     return [passed("database", "is undamaged", name), *_solvency(path, mints)]
+
+
+def held_keysets(path: Path) -> dict[str, dict[str, int]]:
+    """By mint and keyset, the sum of our unspent coins in the keyset's unit; empty when the
+    database cannot be read, which is another check's."""
+    held: dict[str, dict[str, int]] = {}
+    try:
+        with closing(open_read_only(path)) as connection:
+            rows = connection.execute(
+                "SELECT mint, keyset_id, SUM(amount) FROM proofs WHERE state = 'unspent'"
+                " GROUP BY mint, keyset_id"
+            ).fetchall()
+    except sqlite3.Error:
+        return {}
+    for mint, keyset_id, amount in rows:
+        held.setdefault(mint, {})[keyset_id] = amount
+    return held
 
 
 def _solvency(path: Path, mints: Sequence[str]) -> list[Finding]:

@@ -11,9 +11,10 @@ import asyncio
 import difflib
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from types import MappingProxyType
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -39,6 +40,17 @@ MAX_LIST_BYTES = 8 * 1024 * 1024
 MAX_NAMED = 12
 """Names shown of a longer list."""
 _POLL_S = 0.02
+_KEY_REFUSED = frozenset({"status 401", "status 403"})
+_NO_URL = frozenset({"NonHttpUrlClientError", "InvalidUrlClientError", "InvalidURL"})
+_WORDS = {
+    "ClientConnectorError": "nobody listens there",
+    "ClientConnectorDNSError": "there is no such host",
+    "ClientConnectorCertificateError": "its certificate is not valid",
+    "ClientConnectorSSLError": "it does not speak TLS",
+    "ServerDisconnectedError": "it hangs up",
+    "JSONDecodeError": "what it answers is no JSON",
+}
+"""What errors of the HTTP client mean."""
 _REFUSALS = ("restricted:", "blocked:")
 """What a relay says (NIP-01, NIP-42) when it does not serve us."""
 
@@ -74,9 +86,18 @@ def passed(check: str, what: str, subject: str = "") -> Finding:
 
 
 async def ask_mint(
-    session: aiohttp.ClientSession, url: str, units: Sequence[str], timeout_s: float = TIMEOUT_S
+    session: aiohttp.ClientSession,
+    url: str,
+    units: Sequence[str],
+    timeout_s: float = TIMEOUT_S,
+    held: Mapping[str, int] = MappingProxyType({}),
 ) -> Finding:
-    """Whether a mint answers and has an active keyset (NUT-02) of every unit."""
+    """Whether a mint answers, has an active keyset (NUT-02) of every unit, and still knows those
+    of the coins we hold.
+
+    Args:
+        held: what we hold, by keyset.
+    """
     try:
         keysets = await MintClient(session, url, timeout_s=timeout_s).keysets()
     except (MintError, ValueError) as error:
@@ -97,6 +118,17 @@ async def ask_mint(
             f"has no active keyset in {', '.join(missing)}",
             f"set units of this [[mints]] entry to what it has ({', '.join(sorted(active))}),"
             " or choose another mint",
+            url,
+        )
+    forgotten = sorted(held.keys() - {keyset.id for keyset in keysets})
+    if forgotten:
+        amount = sum(held[keyset_id] for keyset_id in forgotten)
+        return Finding(
+            "mint",
+            "fail",
+            f"no longer lists {', '.join(forgotten[:MAX_NAMED])}, of which we hold {amount}",
+            "ask who runs the mint: without its keyset these coins are worth nothing; take no more"
+            " of its coins until they are back",
             url,
         )
     fees = sorted({k.input_fee_ppk for k in keysets if k.active and k.unit in units})
@@ -159,6 +191,8 @@ async def ask_upstream(
     try:
         models = await list_models(server, timeout_s=timeout_s, max_bytes=MAX_LIST_BYTES)
     except FetchFailed as error:
+        if str(error).startswith("status 4") and await _is_below(server, timeout_s):
+            return _below(server), []
         return _no_list(server, str(error)), []
     if not models:
         return (
@@ -174,8 +208,40 @@ async def ask_upstream(
     return passed("upstream", f"answers, lists {len(models)} models", server.name), models
 
 
+async def _is_below(server: UpstreamServer, timeout_s: float) -> bool:
+    """Whether a list of models is where /v1 is added to the base URL."""
+    if server.base_url.endswith("/v1"):
+        return False
+    below = UpstreamServer(
+        server.name, server.session, f"{server.base_url}/v1", dialect=server.dialect
+    )
+    try:
+        await list_models(below, timeout_s=timeout_s, max_bytes=MAX_LIST_BYTES)
+    except FetchFailed as error:
+        return str(error) in _KEY_REFUSED
+    return True
+
+
+def _below(server: UpstreamServer) -> Finding:
+    return Finding(
+        "upstream",
+        "fail",
+        f"answers, and has its models at {server.base_url}/v1",
+        f"write {server.base_url}/v1 (--upstream, or base_url of this [[upstreams]] entry)",
+        server.name,
+    )
+
+
 def _no_list(server: UpstreamServer, reason: str) -> Finding:
-    if reason in {"status 401", "status 403"}:
+    if reason in _NO_URL:
+        return Finding(
+            "upstream",
+            "fail",
+            f"{server.base_url} is no URL",
+            "write it as http://host:port/v1",
+            server.name,
+        )
+    if reason in _KEY_REFUSED:
         return Finding(
             "upstream",
             "fail",
@@ -194,7 +260,7 @@ def _no_list(server: UpstreamServer, reason: str) -> Finding:
     return Finding(
         "upstream",
         "fail",
-        f"does not answer at {server.base_url} ({reason})",
+        f"does not answer at {server.base_url} ({_WORDS.get(reason, reason)})",
         "start the model server, or correct base_url (host, port and /v1)",
         server.name,
     )
@@ -253,7 +319,7 @@ async def ask_public_url(
         return Finding(
             "public url",
             "fail",
-            f"does not lead to this node ({error})",
+            f"does not lead to this node ({_WORDS.get(str(error), error)})",
             "start the node; check DNS, the firewall, and that the proxy passes / to http.port"
             " (config/nginx.conf, config/Caddyfile)",
             url,

@@ -26,6 +26,7 @@ Made from the settings classes by `make docs`; edit those, not this page.
 that fits you.
 
     TOML file  <  environment (NODESTR_HTTP__PORT=9000)  <  systemd credentials (nodestr.http.port)
+               <  what was changed on the admin pages
 
 Lists and whole `[[sections]]` are written as JSON in the environment. Names carry the unit: `_s`
 seconds, `_bytes` bytes, `_sat` satoshi, `_msat` millisatoshi. A secret is never written into the
@@ -33,8 +34,8 @@ file, only where it is: `file:/path` (mode 0600), `env:NAME` or `cred:NAME` (sys
 `LoadCredential=`).
 
 `nodestr check-config --config node.toml` prints what is in effect. On SIGHUP (`systemctl reload`)
-`[log]` and `[limits]` change while the node runs; the log says what else has changed and waits for
-a restart.
+models, prices, relays, the node's name, the limits of requests and the log change while the node
+runs; the log says what else has changed and waits for a restart.
 """
 
 

@@ -14,12 +14,16 @@ import structlog
 log = structlog.get_logger()
 
 SEND_TIMEOUT_S = 1.0
+"""How long a change of state may wait for room in the queue; signs of life do not wait."""
 FIRST_FD = 3
 """Where the sockets of socket activation begin."""
 
 
-def notify(*states: str) -> bool:
+def notify(*states: str, timeout_s: float = SEND_TIMEOUT_S) -> bool:
     """Send states such as ``READY=1`` to ``$NOTIFY_SOCKET``.
+
+    Args:
+        timeout_s: how long the event loop may stand still when the manager does not read.
 
     Returns whether they were sent; never raises, as the node runs just as well unobserved.
     """
@@ -30,11 +34,11 @@ def notify(*states: str) -> bool:
     target = "\0" + address[1:] if address.startswith("@") else address
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-            sock.settimeout(SEND_TIMEOUT_S)
+            sock.settimeout(timeout_s)
             sock.connect(target)
             sock.sendall("\n".join(states).encode())
     except OSError as error:
-        log.warning("sd_notify_failed", reason=error.strerror)
+        log.warning("sd_notify_failed", reason=error.strerror or "nobody reads")
         return False
     return True
 
@@ -94,5 +98,5 @@ async def watchdog() -> None:
     if interval_s is None:
         return
     while True:
-        notify("WATCHDOG=1")
+        notify("WATCHDOG=1", timeout_s=0.0)
         await asyncio.sleep(interval_s)

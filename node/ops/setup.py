@@ -29,6 +29,7 @@ from node.ops.probes import (
     resolves,
 )
 from node.settings import load
+from node.settings_admin import AdminSettings
 from node.settings_market import ModelSettings, UpstreamSettings
 from node.settings_sections import (
     HttpSettings,
@@ -240,8 +241,14 @@ def write_config(out: Path, text: str) -> None:
         partial.unlink()
 
 
-def render(answers: Answers, key_file: Path, listed: Sequence[Listed]) -> str:
-    """The configuration, every key with what it is."""
+def render(
+    answers: Answers, key_file: Path, listed: Sequence[Listed], admin_hash: Path | None
+) -> str:
+    """The configuration, every key with what it is.
+
+    Args:
+        admin_hash: where the hash of the operator's password is; None: no pages for him.
+    """
     sizes = {model.id: model for model in listed}
     upstream: dict[str, object] = {"name": UPSTREAM, "base_url": answers.upstream}
     if answers.dialect != "openai":
@@ -275,6 +282,8 @@ def render(answers: Answers, key_file: Path, listed: Sequence[Listed]) -> str:
     ]
     if answers.lightning_address:
         parts += _table("[payout]", PayoutSettings, {"address": answers.lightning_address})
+    admin = {"password_hash": f"file:{admin_hash}"} if admin_hash else {"enabled": False}
+    parts += _table("[admin]", AdminSettings, dict(admin))
     return "\n".join(parts)
 
 

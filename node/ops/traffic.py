@@ -85,6 +85,8 @@ class Traffic:
         receipt: Receipt,
         duration_s: float,
         first_byte_s: float | None,
+        request_id: str = "",
+        model: str = "",
     ) -> None:
         """A request has ended.
 
@@ -92,7 +94,9 @@ class Traffic:
             endpoint: path of its route, or ``other``.
             code: of the error; "" for none.
             first_byte_s: from the request to the first byte of the body; None without one.
+            request_id, model: not counted by, as clients choose them.
         """
+        del request_id, model
         key = (endpoint, carriage, status)
         self.requests[key] = self.requests.get(key, 0) + 1
         durations = self.durations.get(endpoint)

@@ -75,7 +75,9 @@ class Answer:
         self.payer = payer
         self._upstream = upstream
         self._meter: Meter = call.make_meter(call)
-        self._live = call.stream and (payer.live or call.change_in_stream)
+        # Over Nostr the change has its place behind the last byte, whoever pays.
+        behind = call.change_in_stream or request.carriage == "nostr"
+        self._live = call.stream and (payer.live or behind)
         begins_early = self._live and request.carriage == "http" and JSON not in call.accept
         self._patience_s = patience_s if begins_early else None
         self._opening: asyncio.Task[UpstreamReply] | None = None

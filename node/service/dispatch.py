@@ -76,8 +76,13 @@ class Observer(Protocol):
         receipt: Receipt,
         duration_s: float,
         first_byte_s: float | None,
+        request_id: str = "",
+        model: str = "",
     ) -> None:
-        """A request has ended: path of its route, status (0: the client left before), error."""
+        """A request has ended: path of its route, status (0: the client left before), error.
+
+        ``model``: that it was about, once that was known; else "".
+        """
 
 
 def _pattern(path: str) -> re.Pattern[str]:
@@ -120,7 +125,7 @@ class Dispatcher:
         self._idle = asyncio.Event()
         self._idle.set()
         self.draining = False
-        self.observer: Observer | None = None
+        self.observers: list[Observer] = []
         """Told of each request that has ended."""
 
     @property
@@ -182,16 +187,22 @@ class Dispatcher:
             if not self._active:
                 self._idle.set()
             duration_s = time.monotonic() - began
-            if self.observer is not None:
-                self.observer.served(
-                    self._endpoint(request.path),
-                    request.carriage,
-                    status,
-                    code,
-                    receipt,
-                    duration_s,
-                    first_byte_at - began if first_byte_at else None,
-                )
+            if self.observers:
+                endpoint = self._endpoint(request.path)
+                first_byte_s = first_byte_at - began if first_byte_at else None
+                model = request.notes.get("model", "")
+                for observer in self.observers:
+                    observer.served(
+                        endpoint,
+                        request.carriage,
+                        status,
+                        code,
+                        receipt,
+                        duration_s,
+                        first_byte_s,
+                        request.request_id,
+                        model,
+                    )
             self._log.info(
                 "request",
                 request_id=request.request_id,

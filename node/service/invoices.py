@@ -122,7 +122,13 @@ class Invoices:
         self._asked: dict[str, float] = {}
 
     async def create(
-        self, amount_sat: int, peer: str, account_id: int | None, request_key: str | None = None
+        self,
+        amount_sat: int,
+        peer: str,
+        account_id: int | None,
+        request_key: str | None = None,
+        *,
+        mint: str | None = None,
     ) -> Created:
         """An invoice that opens an account, or tops up ``account_id``.
 
@@ -130,6 +136,7 @@ class Invoices:
             peer: whom the limit on unpaid invoices counts against.
             request_key: asking again under it gives the same invoice, whatever has become of it.
                 Without an account it is a secret (see above).
+            mint: of this mint; by default of any, that of the account first.
 
         Raises InvalidValue, IdempotencyConflict (same request key, other amount),
         RateLimitExceeded, MintUnreachable.
@@ -161,7 +168,7 @@ class Invoices:
         if account_id is not None:
             purpose, into = "topup", account_id
             first = (await self._ledger.balance(account_id)).mint
-        quoted = await self._lightning.quote(amount_sat, first)
+        quoted = await self._lightning.quote(amount_sat, first, only=mint)
         new = NewInvoice(
             hash=invoice_hash(invoice_id),
             purpose=purpose,

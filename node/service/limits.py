@@ -71,16 +71,20 @@ def has_credentials(request: Request) -> bool:
     return any(request.headers.get(name) for name in CREDENTIALS)
 
 
+def network_of(address: str) -> str:
+    """Who an address belongs to: itself, for IPv6 its network of one subscriber (/64)."""
+    if ":" not in address:
+        return address
+    try:
+        parsed = ipaddress.IPv6Address(address.partition("%")[0])
+    except ValueError:
+        return address
+    return str(parsed.ipv4_mapped or (int(parsed) >> 64))
+
+
 def stranger(request: Request) -> str:
     """The key of whoever is no account: an address, for IPv6 its network, or a sender."""
-    peer = request.peer
-    if request.carriage == "http" and ":" in peer:
-        try:
-            address = ipaddress.IPv6Address(peer.partition("%")[0])
-        except ValueError:
-            return f"http:{peer}"
-        # one subscriber has a /64 and all its addresses
-        peer = str(address.ipv4_mapped or (int(address) >> 64))
+    peer = network_of(request.peer) if request.carriage == "http" else request.peer
     return f"{request.carriage}:{peer}"
 
 

@@ -131,6 +131,7 @@ _PROVIDER_FILTERS: dict[str, Schema] = {
     "status": {"enum": ["online", "offline", "unknown"]},
     "verified": _FLAG,
     **dict.fromkeys(("max_prompt_price", "max_completion_price"), _NUMBER),
+    "max_trust_distance": {"type": "integer", "minimum": 0, "maximum": 3},
 }
 
 OPERATIONS: dict[tuple[str, str], Operation] = {
@@ -310,7 +311,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         "discovery",
         query={
             **_PROVIDER_FILTERS,
-            "sort": {"enum": ["rank", "price", "latency", "uptime"]},
+            "sort": {"enum": ["rank", "price", "latency", "uptime", "trust"]},
             "cursor": _TEXT,
             "include_json": _FLAG,
             "limit": {"type": "integer", "minimum": 1, "maximum": 200},
@@ -344,6 +345,13 @@ _SECURITY: dict[Auth, list[dict[str, list[str]]]] = {
     "account": [{"key": []}],
     "token": [{"token": []}],
 }
+_OVER_NOSTR = (
+    "Every path under /v1 but the stream also answers over Nostr, as NIP-59 gift wraps to the"
+    " node's key at the relays it announces: a rumor of kind 80 holds the request (method, url,"
+    " headers and body as here), one of kind 81 the reply, which streams in frames. Change comes"
+    " among the reply's headers or trailers. `nodestr ask` and the local gateway speak it;"
+    " docs/protocol.md, section 2, has the format."
+)
 _BEYOND_ROUTES = {
     "/health/live": "The process runs",
     "/health/ready": "Requests can be served; else 503 with the reasons",
@@ -368,8 +376,7 @@ def openapi_document(routes: Iterable[Route], info: NodeInfo) -> dict[str, Any]:
         "info": {
             "title": info.name,
             "version": info.version,
-            "description": info.about
-            or "AI inference for ecash. Every path under /v1 also answers over Nostr.",
+            "description": f"{info.about or 'AI inference for ecash.'}\n\n{_OVER_NOSTR}",
         },
         "servers": [{"url": url} for url in info.http_urls] or [{"url": "/"}],
         "paths": paths,
@@ -390,6 +397,15 @@ def openapi_document(routes: Iterable[Route], info: NodeInfo) -> dict[str, Any]:
             },
             "schemas": {"Error": _error_schema()},
         },
+        "x-errors": [
+            {
+                "code": code,
+                "status": error.status,
+                "type": error.type,
+                "message": error.default,
+            }
+            for code, error in sorted(ERRORS.items())
+        ],
     }
 
 

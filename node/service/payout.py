@@ -68,6 +68,10 @@ class Payouts:
         self._terms = terms
         self._allowed = allowed
 
+    def change(self, terms: PayoutTerms) -> None:
+        """Other terms from the next payout on."""
+        self._terms = terms
+
     async def run(self) -> None:
         """Pay out at every interval, for ever."""
         while True:

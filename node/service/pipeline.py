@@ -90,6 +90,7 @@ class Pipeline:
                 call = prepared if isinstance(prepared, PreparedCall) else await prepared
                 if request.idempotency_key:
                     digest = _digest(request)
+                request.notes["model"] = call.model.id
                 price = call.model.price
                 max_cost = price.most(call.most)
                 await payer.begin(

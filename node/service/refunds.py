@@ -79,6 +79,10 @@ class Refunds:
         self._terms = terms
         self._allowed = allowed
 
+    def change(self, terms: RefundTerms) -> None:
+        """Other terms from the next refund on."""
+        self._terms = terms
+
     def check(self, address: str) -> None:
         """Raise InvalidValue when ``address`` is not one that could be paid."""
         try:

@@ -62,6 +62,20 @@ class Shelf:
             terms.default is not None and terms.default.in_usd for terms in self._terms.values()
         )
 
+    def wanted(self) -> list[ModelPlan]:
+        """All that could be sold: the operator's models, whether they can be sold now or not, and
+        what is listed besides."""
+        offered = self._all()
+        known = {plan.id for plan in offered}
+        unserved = [self._resolved(plan) for plan in self._plans if plan.id not in known]
+        return [*offered, *unserved]
+
+    def sell(self, plans: Sequence[ModelPlan], terms: Iterable[ListTerms]) -> None:
+        """Other models and terms from now on; calls that run are charged what they began with."""
+        self._plans = tuple(plans)
+        self._terms = {item.upstream: item for item in terms}
+        self.rebuild()
+
     def listed(self, upstream: str, models: Sequence[Listed] | None) -> None:
         """``upstream`` lists these now; None: it is not known any more."""
         if models is None:

@@ -55,6 +55,7 @@ class BalanceWatch:
         if type(balance) is not int:
             log.warning("upstream_balance_unknown", upstream=server.name, reason="no balance")
             return
+        self._lane.balance_msat = balance
         self._lane.note = LOW if balance < self._low else ""
         level = log.warning if self._lane.note else log.info
         level("upstream_balance", upstream=server.name, sat=balance // MSAT_PER_SAT)

@@ -55,6 +55,17 @@ class LaneState:
     """For the operator."""
     note: str
     """Something else that the operator should look after."""
+    balance_msat: int | None = None
+    """What is left of its prepaid key, when that is known."""
+
+    @property
+    def trouble(self) -> str | None:
+        """What is wrong, in a few words anybody may read."""
+        if self.circuit == "open":
+            return "does not answer"
+        if self.note:
+            return self.note
+        return "busy" if self.max_concurrency and self.running >= self.max_concurrency else None
 
 
 class Lane:
@@ -76,6 +87,8 @@ class Lane:
         self.slots = Slots(max_concurrency)
         self.note = ""
         """Shown to the operator, such as a low balance."""
+        self.balance_msat: int | None = None
+        """What is left of the prepaid key, if anybody asks for it."""
         self.breaker = Breaker(
             threshold=THRESHOLD,
             cooldown_s=COOLDOWN_S,
@@ -116,15 +129,12 @@ class Lane:
             failed=self._failed,
             last_error=self._last_error,
             note=self.note,
+            balance_msat=self.balance_msat,
         )
 
     def trouble(self) -> str | None:
         """What is wrong, in a few words anybody may read."""
-        if self.breaker.state == "open":
-            return "does not answer"
-        if self.note:
-            return self.note
-        return "busy" if self.slots.limit and self.slots.running >= self.slots.limit else None
+        return self.state().trouble
 
     async def open(self, call: UpstreamCall, backend: Backend) -> UpstreamReply:
         """Send the call. The slot for it was taken, and is given back when this raises or when

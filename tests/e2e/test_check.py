@@ -129,10 +129,17 @@ async def test_backup_spend_restore(world: World, tmp_path: Path) -> None:
 async def test_an_insolvent_node_is_not_ready_and_says_so(world: World, tmp_path: Path) -> None:
     key = await create(world, 64)
     backup = tmp_path / "backup.db"
-    assert (await nodestr(world, "backup", "--out", backup))[0] == 0
+    code, out, _ = await nodestr(world, "backup", "--out", backup, "--json")
+    made = json.loads(out)
+    assert (code, made["file"], made["bytes"]) == (0, str(backup), backup.stat().st_size)
+    assert (made["coins_msat"], made["open_msat"], made["problems"]) == (64_000, 64_000, [])
     assert await world.purse.receive(await refund(world, key)) == 64
     await world.node.stop()
-    assert (await nodestr(world, "restore", "--from", backup, "--force"))[0] == 0
+    code, out, _ = await nodestr(world, "restore", "--from", backup, "--force", "--json")
+    done = json.loads(out)
+    assert (code, done["file"], done["same_wallet"]) == (0, str(world.node.database), True)
+    assert Path(done["kept"]).is_file()
+    assert done["open_msat"] == 64_000
     starting = asyncio.create_task(world.node.start())
     try:
         async with asyncio.timeout(30), httpx.AsyncClient() as http:

@@ -3,6 +3,7 @@ how to mend it, finds nothing in a sound one, and changes nothing."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import sqlite3
@@ -13,16 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import httpx
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from discovery.nostr.keys import Keys
+from node.admin.password import hash_password
+from node.demo.nodes import DemoNode, Surroundings
 from node.demo.process import free_port
 from node.ops.probes import ask_mint, ask_relay, ask_upstream, clock_skew_s
 from node.upstream.server import UpstreamServer
 from tests.e2e.commands import run
-from tests.e2e.conftest import OpenWorld, World
+from tests.e2e.conftest import OFFER, OpenWorld, World
 
 Findings = list[dict[str, str]]
 
@@ -59,6 +63,51 @@ async def test_a_sound_world_has_no_findings_and_stays_as_it_is(world: World) ->
     assert out.endswith("all is well\n")
     assert world.node.keys.nsec() not in out
     assert not [line for line in out.splitlines() if not line.startswith(("ok", "all"))]
+
+
+async def test_another_node_is_asked_whether_it_reaches_this_one(world: World) -> None:
+    outside = world.node.directory.parent / "other"
+    surroundings = Surroundings(world.mint.url, world.relay.url, world.upstream.url)
+    async with DemoNode("other", OFFER, surroundings, outside) as other:
+        async with asyncio.timeout(60), httpx.AsyncClient() as http:
+            for node, neighbour in ((world.node, other), (other, world.node)):
+                url = f"{node.url}/v1/providers/{neighbour.keys.npub}"
+                while (await http.get(url)).json().get("verified") is not True:
+                    await asyncio.sleep(0.1)
+        code, out, _ = await run("doctor", "--config", world.node.config_file, "--json")
+        assert code == 0, out
+        (seen,) = [f for f in json.loads(out)["findings"] if f["check"] == "outside"]
+        assert (seen["level"], seen["what"][:33]) == ("ok", "1 of 1 other nodes reach this one")
+
+    code, out, _ = await run("health", "--config", world.node.config_file)
+    assert (code, out.splitlines()[-1]) == (0, "ready")
+    code, out, _ = await run("health", "--config", other.config_file, "--json")
+    assert (code, out) == (1, "")
+
+
+async def test_a_relay_that_does_not_take_the_announcement(world: World) -> None:
+    async def relay(request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        async for message in socket:
+            frame = json.loads(message.data)
+            if frame[0] == "REQ":
+                await socket.send_json(["EOSE", frame[1]])
+            elif frame[0] == "EVENT":
+                await socket.send_json(["OK", frame[1]["id"], False, "blocked: pay 21 sat first"])
+        return socket
+
+    app = web.Application()
+    app.router.add_get("/", relay)
+    async with TestServer(app) as server:
+        url = f"ws://127.0.0.1:{server.port}"
+        config = changed(
+            world,
+            lambda text: text.replace(f'["{world.relay.url}"]', f'["{world.relay.url}", "{url}"]'),
+        )
+        (found,) = await doctor(config, code=0)
+    assert (found["check"], found["subject"]) == ("relay", url)
+    assert "blocked: pay 21 sat first" in found["what"]
 
 
 async def test_everybody_gone_at_once(world: World) -> None:
@@ -137,6 +186,28 @@ async def test_files_that_others_may_read(world: World) -> None:
         ("files", str(world.node.database)),
     ]
     assert found[0]["remedy"] == f"chmod 600 {key}"
+
+
+async def test_the_password_of_the_operator(world: World) -> None:
+    async def found() -> dict[str, str]:
+        _, out, _ = await run("doctor", "--config", world.node.config_file, "--json")
+        (one,) = [f for f in json.loads(out)["findings"] if f["check"] == "admin"]
+        return one
+
+    none = await found()
+    assert (none["level"], "there is no password" in none["what"]) == ("ok", True)
+    file = world.node.database.with_name("admin.hash")
+    file.touch(mode=0o600)
+    file.write_text("hunter2")
+    wrong = await found()
+    assert (wrong["level"], wrong["remedy"][:15]) == ("fail", "set a password:")
+    assert "hunter2" not in str(wrong)
+    file.write_text(hash_password("correct horse battery"))
+    right = await found()
+    assert (right["level"], right["what"]) == ("ok", "the pages at /admin open with the password")
+    file.chmod(0o644)
+    (mode,) = await doctor(world.node.config_file, code=1)
+    assert (mode["check"], mode["subject"]) == ("files", str(file))
 
 
 async def test_a_model_the_server_does_not_have(world: World) -> None:
@@ -247,6 +318,18 @@ async def _json(document: Any, status: int = 200) -> Any:
     return answer
 
 
+async def test_a_mint_that_forgot_a_keyset() -> None:
+    keyset = {"id": "00aabbccddeeff00", "unit": "sat", "active": True, "input_fee_ppk": 0}
+    app = web.Application()
+    app.router.add_get("/v1/keysets", await _json({"keysets": [keyset]}))
+    async with TestServer(app) as server, aiohttp.ClientSession() as session:
+        url = f"http://127.0.0.1:{server.port}"
+        sound = await ask_mint(session, url, ("sat",), 4, {"00aabbccddeeff00": 5})
+        lost = await ask_mint(session, url, ("sat",), 4, {"00aabbccddeeff00": 5, "00ff": 21})
+    assert sound.level == "ok"
+    assert (lost.level, lost.what) == ("fail", "no longer lists 00ff, of which we hold 21")
+
+
 async def test_a_mint_of_another_unit() -> None:
     keyset = {"id": "00aabbccddeeff00", "unit": "usd", "active": True, "input_fee_ppk": 0}
     app = web.Application()
@@ -269,6 +352,33 @@ async def test_a_model_server_that_refuses(status: int, level: str, what: str) -
         finding, listed = await ask_upstream(upstream, 4)
     assert (finding.level, listed) == (level, [])
     assert what in finding.what
+
+
+@pytest.mark.parametrize("below", [200, 401])
+async def test_a_model_server_without_its_v1(below: int) -> None:
+    app = web.Application()
+    app.router.add_get("/v1/models", await _json({"data": [{"id": "demo"}]}, below))
+    async with TestServer(app) as server, aiohttp.ClientSession() as session:
+        url = f"http://127.0.0.1:{server.port}"
+        finding, listed = await ask_upstream(UpstreamServer("up", session, url), 4)
+    assert (finding.level, listed) == ("fail", [])
+    assert f"write {url}/v1 " in finding.remedy
+
+
+@pytest.mark.parametrize(
+    ("url", "what", "remedy"),
+    [
+        ("localhost:8000", "is no URL", "http://host:port/v1"),
+        (f"http://127.0.0.1:{free_port()}/v1", "nobody listens there", "start the model server"),
+    ],
+    ids=["no URL", "nobody"],
+)
+async def test_a_model_server_that_is_not_there(url: str, what: str, remedy: str) -> None:
+    async with aiohttp.ClientSession() as session:
+        finding, _ = await ask_upstream(UpstreamServer("up", session, url), 4)
+    assert finding.level == "fail"
+    assert what in finding.what
+    assert remedy in finding.remedy
 
 
 @pytest.mark.parametrize("refusal", ["restricted: pay first", "auth-required: who are you"])

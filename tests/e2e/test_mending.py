@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import uuid
 from pathlib import Path
 
@@ -76,6 +77,9 @@ async def test_clients_that_paid_after_the_backup_get_their_money(
         code, out, _ = await nodestr(world, "credit", "--amount", "70", told)
         assert code == 0
         assert out.startswith(word)
+    code, out, _ = await nodestr(world, "credit", "--amount", "70", told, "--json")
+    credited = json.loads(out)
+    assert (code, credited["amount_msat"], credited["again"]) == (0, 70_000, True)
     code, _, err = await piped(world, "two words", "credit", "--amount", "70")
     assert (code, "one word" in err) == (1, True)
     code, report = await check(world)
@@ -109,8 +113,13 @@ async def test_capital_is_put_in_and_released_coins_are_the_nodes(
     for _ in range(2):  # the same token again changes nothing
         code, out, err = await piped(world, token, "fund")
         assert (code, out.splitlines()[0]) == (0, "put in   200.000 sat; the mint kept 0.000 sat")
-    code, out, _ = await nodestr(world, "release", "--amount", "20")
-    assert (code, out) == (0, "released 20.000 sat\n")
+    code, out, err = await piped(world, token, "fund", "--json")
+    put_in = json.loads(out)
+    assert (code, put_in["credited_msat"], put_in["solvent"]) == (0, 200_000, True)
+    code, out, _ = await nodestr(world, "release", "--amount", "15")
+    assert (code, out) == (0, "released 15.000 sat\n")
+    code, out, _ = await nodestr(world, "release", "--amount", "5", "--json")
+    assert (code, json.loads(out)) == (0, {"released_msat": 5000})
     code, _, err = await nodestr(world, "release", "--amount", "31")
     assert (code, err.count("\n")) == (1, 1)
     code, report = await check(world, "--online")

@@ -54,6 +54,20 @@ async def test_plain_and_framed_and_streamed_answers_bring_their_change(world: W
     await world.assert_coins_are_real()
 
 
+async def test_a_stream_paid_by_token_comes_while_it_is_generated(world: World) -> None:
+    world.upstream.fault = "stall"
+    async with stranger(world) as client:
+        await client.send(chat(await world.purse.fund(60), "m", stream=True, frames=True))
+        (first,) = await client.replies(1)
+        assert (first["seq"], first["status"], first.get("final")) == (0, 200, None)
+        assert base64.b64decode(first["bodyBase64"]).startswith(b"data: ")
+        await client.send({"id": "m", "cancel": True})
+        reply = await client.framed("m")
+        cost = int(reply.trailers["x-cost-msat"])
+        change = (60_000 - cost) // 1000
+        assert await world.purse.receive(reply.trailers["x-cashu"]) == change
+
+
 async def test_a_replayed_request_gets_the_stored_answer_and_is_charged_once(world: World) -> None:
     async with stranger(world) as client:
         request = chat(await world.purse.fund(60), "again")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,12 @@ async def test_the_pages_say_what_is_charged(world: World) -> None:
         + usage["completion_tokens"] * offer.output_per_mtok
     )
     assert usage["cost"] == -(-tokens // 1_000_000) + offer.per_request
+    # the demo's nodes are configured to take their announcement back
+    await world.node.stop()
+    async with RelayPool([world.relay.url]) as pool:
+        author = [world.node.keys.pubkey]
+        left = await pool.query([{"kinds": [38421, 30078], "authors": author}], timeout_s=20)
+    assert all(event.expiration and event.expiration < time.time() + 60 for event in left)
 
 
 async def test_a_node_is_proven_over_its_relays(world: World) -> None:

@@ -13,7 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from node.demo.model_server import ModelServer
 from node.demo.nodes import DemoNode, Surroundings
 from node.demo.purse import Purse
 from node.demo.relay import EmbeddedRelay
+from node.ledger.books import read_books
 from node.ops import sdnotify
 from tests.e2e.conftest import BODY, OFFER
 
@@ -91,6 +92,11 @@ class Manager:
                     return message
                 assert message == "WATCHDOG=1", message
 
+    async def listens(self) -> None:
+        """Take every message, for ever."""
+        while True:
+            await asyncio.get_running_loop().sock_recv(self.notified, 4096)
+
     def log(self) -> str:
         return (self.directory / "log").read_text()
 
@@ -155,12 +161,13 @@ async def test_start_alive_reload_and_an_orderly_stop(manager: Manager) -> None:
         assert await asyncio.wait_for(process.wait(), 60) == 0
 
 
-async def test_a_restart_under_load_fails_no_request(
+async def test_a_stop_lets_streams_finish_and_who_comes_then_waits(
     manager: Manager, mint: EmbeddedMint, upstream: ModelServer
 ) -> None:
     async with Purse(mint.url) as purse, httpx.AsyncClient(timeout=60) as http:
-        async with manager.started() as process:
+        async with manager.started() as process, httpx.AsyncClient(timeout=60) as prober:
             await manager.hears("READY=1")
+            assert (await prober.get(f"{manager.url}/health/ready")).status_code == 200
             token = await purse.fund(200)
             streaming = asyncio.create_task(
                 http.post(
@@ -172,9 +179,10 @@ async def test_a_restart_under_load_fails_no_request(
             await asyncio.wait_for(upstream.called.wait(), 60)
             process.terminate()
             await manager.hears("STOPPING=1")
-            async with asyncio.timeout(60):
-                while (await http.get(f"{manager.url}/health/ready")).status_code != 503:
-                    await asyncio.sleep(0.01)
+            # on the connection that it has
+            told = await prober.get(f"{manager.url}/health/ready")
+            assert (told.status_code, told.json()["checks"]["draining"]) == (503, "draining")
+            assert told.headers["connection"] == "close"
             answer = await streaming
             assert answer.status_code == 200
             assert answer.text.rstrip().endswith("data: [DONE]")
@@ -186,6 +194,104 @@ async def test_a_restart_under_load_fails_no_request(
             assert (await asyncio.wait_for(early, 60)).status_code == 200
             process.terminate()
             assert await asyncio.wait_for(process.wait(), 60) == 0
+
+
+REQUESTS = 200
+RESTART_EVERY = 70
+
+
+async def test_restarts_under_load_fail_no_request(
+    manager: Manager, mint: EmbeddedMint, upstream: ModelServer
+) -> None:
+    upstream.delay_s = 0.001
+    url = manager.url
+    statuses: list[int] = []
+    costs: list[int] = []
+    loaded = asyncio.Event()
+
+    async def ask(http: httpx.AsyncClient, headers: dict[str, str], *, stream: bool) -> None:
+        answer = await http.post(
+            f"{url}/v1/chat/completions", headers=headers, json={**BODY, "stream": stream}
+        )
+        statuses.append(answer.status_code)
+        assert answer.status_code == 200, answer.text
+        if stream:
+            assert answer.text.rstrip().endswith("data: [DONE]")
+        else:
+            assert answer.json()["choices"][0]["finish_reason"] == "stop"
+            costs.append(int(answer.headers["x-routstr-cost-msats"]))
+        if len(statuses) % RESTART_EVERY == 0:
+            loaded.set()
+
+    async def comes_anew(headers: dict[str, str], *, stream: bool) -> None:
+        while len(statuses) < REQUESTS:
+            async with httpx.AsyncClient(timeout=90) as http:
+                await ask(http, headers, stream=stream)
+
+    async def stays(headers: dict[str, str], *, stream: bool) -> None:
+        async with httpx.AsyncClient(timeout=90) as http:
+            while len(statuses) < REQUESTS:
+                try:
+                    await ask(http, headers, stream=stream)
+                except httpx.RemoteProtocolError as error:
+                    # an idle connection may close at any time (RFC 9112, 9.3.1)
+                    assert "without sending a response" in str(error)  # noqa: PT017
+
+    async def pays_with_tokens(purse: Purse) -> None:
+        while len(statuses) < REQUESTS:
+            token = await purse.fund(20)
+            async with httpx.AsyncClient(timeout=90) as http:
+                await ask(http, {"X-Cashu": token}, stream=False)
+
+    async with Purse(mint.url) as purse:
+        async with manager.started() as process:
+            await manager.hears("READY=1")
+            token = await purse.fund(1000)
+            async with httpx.AsyncClient(timeout=60) as http:
+                opened = await http.get(
+                    f"{url}/v1/balance/create", params={"initial_balance_token": token}
+                )
+            key = {"Authorization": f"Bearer {opened.json()['api_key']}"}
+            load = asyncio.gather(
+                *(comes_anew(key, stream=stream) for stream in (True, False) * 2),
+                *(stays(key, stream=stream) for stream in (True, False) * 2),
+                pays_with_tokens(purse),
+            )
+            listening = asyncio.create_task(manager.listens())
+            await _while(load, loaded.wait())
+            process.terminate()
+            assert await asyncio.wait_for(process.wait(), 60) == 0
+        restarts = 0
+        while True:
+            loaded.clear()
+            async with manager.started() as process:
+                restarts += 1
+                await _while(load, loaded.wait())
+                if len(statuses) >= REQUESTS:
+                    await load
+                process.terminate()
+                assert await asyncio.wait_for(process.wait(), 60) == 0
+            if load.done():
+                break
+    listening.cancel()
+    load.result()
+    assert restarts >= 2
+    assert set(statuses) == {200}
+    books = read_books(manager.directory / "node" / "data" / "node.db")
+    assert books.problems() == []
+    assert (books.operations_open, books.holds_open) == (0, 0)
+    assert books.revenue_msat >= sum(costs)
+
+
+async def _while(load: asyncio.Future[object], event: Coroutine[object, object, object]) -> None:
+    """Wait for ``event``, or for the load to fail or end."""
+    waiting = asyncio.ensure_future(event)
+    await asyncio.wait({load, waiting}, return_when=asyncio.FIRST_COMPLETED, timeout=90)
+    if load.done():
+        waiting.cancel()
+        load.result()
+    else:
+        assert waiting.done(), "nobody is served"
 
 
 def test_sockets_of_somebody_else_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

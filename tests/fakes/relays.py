@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import socket
@@ -15,6 +16,7 @@ import sys
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from termios import TIOCOUTQ
 from typing import Any
 
 import nostr_sdk
@@ -247,6 +249,14 @@ class FaultRelay:
         for client in list(self._clients):
             for subscription_id, filters in list(client.filters.items()):
                 await self._deliver(client, subscription_id, filters, events)
+
+    def unacknowledged_bytes(self) -> int:
+        """What was sent to the clients and their kernels have not acknowledged (Linux)."""
+        count = 0
+        for client in self._clients:
+            raw = fcntl.ioctl(client.socket.transport.get_extra_info("socket"), TIOCOUTQ, bytes(4))
+            count += int.from_bytes(raw, sys.byteorder)
+        return count
 
     async def say(self, frame: str | bytes) -> None:
         """Send one raw frame to everyone."""

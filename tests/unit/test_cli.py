@@ -8,10 +8,12 @@ import logging
 import os
 import shlex
 import shutil
+import socket
 import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import click
@@ -110,6 +112,7 @@ def test_every_command_explains_itself_with_two_examples() -> None:
         ["check-config"],
         ["init"],
         ["doctor"],
+        ["health"],
         ["check"],
         ["backup"],
         ["restore"],
@@ -122,14 +125,17 @@ def test_every_command_explains_itself_with_two_examples() -> None:
         ["ask"],
         ["providers"],
         ["announce"],
+        ["completion"],
         ["demo"],
         ["version"],
         ["keys", "generate"],
         ["keys", "show"],
+        ["admin", "password"],
         ["wallet", "receive"],
         ["wallet", "balance"],
         ["wallet", "send"],
         ["wallet", "topup"],
+        ["wallet", "move"],
         ["wallet", "recover"],
         ["wallet", "history"],
     ]
@@ -148,6 +154,58 @@ def test_examples_use_options_that_exist() -> None:
         for word in (command.epilog or "").split("nodestr " + name[0])[1:]:
             used = {part for part in word.split("|")[0].split() if part.startswith("--")}
             assert used <= options, name
+
+
+SPEAK_FOR_THEMSELVES = {
+    "serve", "gateway",  # run
+    "check-config",  # is JSON
+    "export",  # is CSV
+    "completion", "keys generate", "version",  # one text
+}  # fmt: skip
+
+
+def test_every_command_speaks_json_that_a_machine_may_want_to_read() -> None:
+    without = {
+        " ".join(name)
+        for name, command in commands()
+        if not any("--json" in parameter.opts for parameter in command.params)
+    }
+    assert without == SPEAK_FOR_THEMSELVES
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_completion_is_a_script_of_the_shell(shell: str, tmp_path: Path) -> None:
+    result = run("completion", shell)
+    assert result.exit_code == 0
+    assert "_NODESTR_COMPLETE" in result.stdout
+    if not shutil.which(shell):
+        pytest.skip(f"needs {shell}")
+    script = tmp_path / "script"
+    script.write_text(result.stdout)
+    subprocess.run([shell, "-n", script], check=True)
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
+def test_bash_completes_commands_and_options(tmp_path: Path) -> None:
+    program = tmp_path / "nodestr"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m node "$@"\n')
+    program.chmod(0o755)
+    for words, wanted in (("doct", "doctor"), ("doctor --js", "--json"), ("keys sh", "show")):
+        parts = ["nodestr", *words.split()]
+        done = subprocess.run(
+            [
+                "bash",
+                "-c",
+                f"source <(nodestr completion bash); COMP_WORDS=({' '.join(parts)});"
+                f" COMP_CWORD={len(parts) - 1}; _nodestr_completion nodestr;"
+                ' echo "${COMPREPLY[@]}"',
+            ],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)},
+        )
+        assert done.stdout.split() == [wanted]
 
 
 def test_version() -> None:
@@ -197,6 +255,40 @@ def test_a_secret_that_is_no_key_is_2_and_not_shown(
     assert not value or value not in result.output
 
 
+def test_what_is_not_there_is_told_with_what_makes_it(
+    tmp_path: Path, config: Path, keys: Keys
+) -> None:
+    result = run("serve", "--config", tmp_path / "none.toml")
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert result.stderr.endswith("; nodestr init makes one\n")
+    config.write_text(CONFIG.replace("env:KEY", f"file:{tmp_path}/none.key"))
+    result = run("serve", "--config", config)
+    assert result.exit_code == 2
+    assert "nodestr keys generate --out FILE" in result.stderr
+
+
+def test_an_address_that_is_taken_is_told_with_what_to_do(config: Path, keys: Keys) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        config.write_text(
+            CONFIG.replace("[node]", f'[node]\nannounce = false\ndata_dir = "{config.parent}/d"')
+            + f"[http]\nport = {port}\n[nostr]\nrelays = []\nrequests = false\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-m", "node", "serve", "--config", config],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={"PATH": os.environ["PATH"], "KEY": keys.nsec()},
+        )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("nodestr: ")]
+    assert "stop it (ss -ltnp shows which), or change http.port" in line
+
+
 def test_debug_in_the_environment_is_2(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEBUG", "TRUE")
     result = run("serve", "--config", config)
@@ -235,6 +327,38 @@ def test_show(config: Path, keys: Keys) -> None:
     assert f"d        {keys.pubkey[:12]} " in result.stdout
     config.write_text(CONFIG.replace("[node]", '[node]\nd = "mine"'))
     assert "d        mine\n" in run("keys", "show", "--config", config).stdout
+
+
+def test_show_for_machines(config: Path, keys: Keys) -> None:
+    shown = json.loads(run("keys", "show", "--config", config, "--json").stdout)
+    assert shown == {"npub": keys.npub, "pubkey": keys.pubkey, "d": None}
+
+
+def test_health_of_nobody_and_of_something_else(config: Path, keys: Keys) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        result = run("health", "--config", config, "--url", url)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert "nobody answers" in result.stderr
+        assert "start the node" in result.stderr
+        listener.listen()
+        answer = b"HTTP/1.0 200 OK\r\n\r\n<html>"
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(9999)
+                connection.sendall(answer)
+
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(serve)
+            result = run("health", "--config", config, "--url", url)
+    assert result.exit_code == 1
+    assert "something that is no node answers" in result.stderr
+    for wrong in ("https://example.com", "nonsense", "http://[::1"):
+        result = run("health", "--config", config, "--url", wrong)
+        assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
 
 
 def test_check_config_prints_what_is_in_effect(

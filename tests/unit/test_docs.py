@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
+from node.admin.desk import sections
+from node.admin.settings_api import SettingsApi
 from node.cli import app
 from node.core.catalog import Catalog
 from node.errors import ERRORS
@@ -36,11 +38,30 @@ def test_every_route_is_documented_and_nothing_else() -> None:
     assert documented == served | {("GET", "/health/live"), ("GET", "/health/ready")}
 
 
+def test_every_admin_route_is_documented_and_nothing_else() -> None:
+    page = (DOCS / "admin.md").read_text()
+    documented = re.findall(r"`(GET|POST|PATCH|DELETE) (/[\w/{}]+)[`?\s]", page)
+    table = [*SettingsApi(_Nothing(), _Nothing()).routes(), *sections(_Nothing())]  # type: ignore[arg-type]
+    served = {(route.method, route.path) for route in table}
+    session = {("POST", "/login"), ("POST", "/logout"), ("GET", "/session")}
+    assert set(documented) == served | session
+
+
 class _Anything:
     """Stands where only the names of methods matter."""
 
     def __getattr__(self, name: str) -> str:
         return name
+
+
+class _Nothing:
+    """Stands where nothing is called but to be kept."""
+
+    def __getattr__(self, name: str) -> _Nothing:
+        return self
+
+    def __call__(self, *args: object, **options: object) -> _Nothing:
+        return self
 
 
 def test_the_readme_shows_commands_that_exist() -> None:

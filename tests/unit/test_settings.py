@@ -111,7 +111,14 @@ def test_the_example_names_every_field_and_nothing_else() -> None:
 def test_the_example_shows_the_defaults(config: Path) -> None:
     shown = re.sub(r"(?m)^#(\w+ =)", r"\1", EXAMPLE.read_text())
     example, actual = tomllib.loads(shown), load(config).document()
-    settings_without_default = {"d", "onion_url", "onion_hostname_file", "public_urls"}
+    settings_without_default = {
+        "d",
+        "onion_url",
+        "onion_hostname_file",
+        "operator_pubkey",
+        "public_urls",
+        "socks_proxy",
+    }
     for section in ("http", "nostr", "discovery", "ledger", "log"):
         for key, value in example[section].items():
             if key not in settings_without_default:
@@ -199,6 +206,10 @@ def test_mistakes_in_variable_names(config: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
+        (
+            "[nostr]\nwraps = [1059]",
+            "nostr.wraps: is gone: gift wraps of both kinds are always taken; delete the line",
+        ),
         ("[http]\nprot = 1", 'http.prot: there is no such key; did you mean "port"?'),
         ("[htpp]\nport = 1", 'htpp: there is no such key; did you mean "http"?'),
         ("[http]\nzzzzzz = 1", "http.zzzzzz: there is no such key"),

@@ -38,7 +38,7 @@ _STATUSES = ("online", "offline", "unknown")
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 _PRICE = re.compile(r"[0-9]{1,12}(\.[0-9]{1,12})?", re.ASCII)
 _MAX_VALUE_CHARS = 2_000
-_SORTS = ("rank", "price", "latency", "uptime")
+_SORTS = ("rank", "price", "latency", "uptime", "trust")
 _NOWHERE = 2**53
 """Where those come who have no price, no latency."""
 
@@ -63,6 +63,7 @@ class Query:
     after: Position | None
     include_json: bool
     sort: str
+    max_trust_distance: int | None = None
 
     @classmethod
     def parse(cls, query: Mapping[str, str]) -> Query:
@@ -83,6 +84,7 @@ class Query:
             after=_take(query, "cursor", _decode_cursor),
             include_json=_take(query, "include_json", _boolean) or False,
             sort=sort,
+            max_trust_distance=_take(query, "max_trust_distance", _distance),
         )
 
     def position(self, provider: Provider) -> Position:
@@ -95,6 +97,8 @@ class Query:
             value = _NOWHERE if provider.latency_ms is None else provider.latency_ms
         elif self.sort == "uptime":
             value = _NOWHERE if provider.uptime is None else -round(10_000 * provider.uptime)
+        elif self.sort == "trust":
+            value = _NOWHERE if provider.trust is None else provider.trust
         return value, provider.rank
 
     def matches(self, provider: Provider) -> bool:
@@ -105,16 +109,23 @@ class Query:
             and (self.verified is None or provider.verified == self.verified)
             and (self.transport is None or self.transport in said.transports)
             and (self.mint is None or self.mint in said.mints)
+            and self._trusts(provider)
             and self._sells(provider)
         )
+
+    def _trusts(self, provider: Provider) -> bool:
+        furthest = self.max_trust_distance
+        return furthest is None or (provider.trust is not None and provider.trust <= furthest)
 
     def _sells(self, provider: Provider) -> bool:
         """Some model fits the name and both price limits at once."""
         limits = self.max_prompt is not None or self.max_completion is not None
+        if not limits:
+            return self.model is None or self.model in provider.ids
         if self.model is not None:
             offer = provider.offer(self.model)
-            return offer is not None and (not limits or self._affords((offer,)))
-        return not limits or self._affords(provider.models)
+            return offer is not None and self._affords((offer,))
+        return self._affords(provider.models)
 
     def _affords(self, offers: Iterable[ModelOffer]) -> bool:
         return any(
@@ -139,7 +150,8 @@ def list_providers(
             model, else some model must meet both), ``pubkey`` (hex or npub), ``limit``
             (1 to 200, 100 by default), ``cursor`` (``next_cursor`` of the page before),
             ``sort`` (``rank``, the default: verified and online first; ``price``, which needs
-            ``model``: prompt and completion together; ``latency``; ``uptime``), ``include_json``
+            ``model``: prompt and completion together; ``latency``; ``uptime``; ``trust``: the
+            nearest to the operator first), ``max_trust_distance`` (0 to 3), ``include_json``
             (each item becomes ``{"provider", "health"}`` with the node's own
             ``/v1/info``).
 
@@ -313,6 +325,12 @@ def _limit(text: str) -> int:
     if not 1 <= number <= MAX_LIMIT:
         raise ValueError(f"must be a number from 1 to {MAX_LIMIT}")
     return number
+
+
+def _distance(text: str) -> int:
+    if text not in ("0", "1", "2", "3"):
+        raise ValueError("must be a number from 0 to 3")
+    return int(text)
 
 
 def _mint(text: str) -> str:

@@ -124,7 +124,7 @@ def nginx_blocks(text: str) -> int:
 
 def test_nginx_passes_everything_on_at_once() -> None:
     text = (CONFIG / "nginx.conf").read_text()
-    assert nginx_blocks(text) == 4
+    assert nginx_blocks(text) == 5
     assert f"server 127.0.0.1:{PORT};" in text
     assert "proxy_buffering off;" in text
     size = re.search(r"client_max_body_size (\d+)m;", text)
@@ -188,12 +188,33 @@ def test_the_container_is_no_root_and_starts_what_exists() -> None:
         "FROM", "WORKDIR", "COPY", "RUN", "USER", "ENV", "VOLUME", "EXPOSE", "STOPSIGNAL",
         "HEALTHCHECK", "ENTRYPOINT", "CMD",
     }  # fmt: skip
-    assert "USER nodestr" in lines
+    assert "USER 10001:10001" in lines
+    assert "STOPSIGNAL SIGTERM" in lines
     assert f"EXPOSE {PORT}" in lines
     assert lines[-1] == 'CMD ["serve"]'
     for line in lines:
         if line.startswith("COPY ") and "--from" not in line:
             assert all((ROOT / name).exists() for name in line.split()[1:-1]), line
+
+
+def test_the_image_is_built_from_the_program_alone() -> None:
+    ignored = (ROOT / ".containerignore").read_text()
+    assert ignored == (ROOT / ".dockerignore").read_text()
+    let_in = {line[1:] for line in ignored.splitlines() if line.startswith("!")}
+    assert "*" in ignored.splitlines()
+    copied = {
+        name
+        for line in (ROOT / "Containerfile").read_text().splitlines()
+        if line.startswith("COPY ") and "--from" not in line
+        for name in line.split()[1:-1]
+    }
+    assert let_in == copied
+
+
+def test_the_container_asks_by_a_command_that_exists() -> None:
+    text = (ROOT / "Containerfile").read_text()
+    (check,) = re.findall(r"^ +CMD (\[.*\])$", text, re.MULTILINE)
+    assert json.loads(check) == ["/opt/nodestr/bin/nodestr", "health", "--live"]
 
 
 def test_make_install_puts_the_parts_where_the_unit_looks(tmp_path: Path) -> None:

@@ -82,3 +82,13 @@ async def test_without_systemd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert not sdnotify.ready()
     monkeypatch.setenv("NOTIFY_SOCKET", "relative")
     assert not sdnotify.ready()
+
+
+def test_a_manager_that_does_not_read_is_not_waited_for(listener: socket.socket) -> None:
+    for _ in range(100_000):
+        if not sdnotify.notify("WATCHDOG=1", timeout_s=0.0):
+            break
+    else:
+        pytest.fail("the queue is never full")
+    assert listener.recv(999) == b"WATCHDOG=1"
+    assert sdnotify.stopping()
