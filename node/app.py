@@ -22,14 +22,12 @@ import structlog
 
 from discovery.announcer import Announcer
 from discovery.netguard import NetGuard
-from discovery.nostr.keys import Keys
 from discovery.snapshot import DirectorySnapshot
 from node import __version__
 from node.admining import endpoints, open_admin
 from node.background import (
     alive,
     cancel,
-    check_restored,
     housekeep,
     reconcile,
     recover,
@@ -40,7 +38,6 @@ from node.background import (
 )
 from node.building import (
     DIRECTORY_FILE,
-    accepted_mint,
     announcement,
     dm_limits,
     invoice_limits,
@@ -56,28 +53,19 @@ from node.building import (
 from node.core.catalog import Catalog
 from node.core.exchange import Request
 from node.core.money import Msat
-from node.ecash.crypto import mnemonic_to_seed, new_mnemonic
-from node.ecash.gate import PaymentTerms
-from node.ecash.lightning import Lightning
 from node.ecash.lnurl import LnurlPayee
-from node.ecash.token import normalize_mint_url, serialize_token
-from node.ecash.wallet import Wallet
-from node.ledger.accounts import SqliteLedger
+from node.ecash.token import normalize_mint_url
 from node.ledger.answers import SqliteAnswers
-from node.ledger.database import Database
 from node.ledger.keys import SqliteKeys
-from node.ledger.lightning import SqliteLightningStore
 from node.ledger.messages import SqliteMessageLog
-from node.ledger.reconciling import SqliteReconcileStore
 from node.ledger.transactions import SqliteStatements
-from node.ledger.wallet import SqliteWalletStore
 from node.living import Identity, live_parts, show_relays
 from node.market import Market
 from node.ops import sdnotify
 from node.ops.health import Health
 from node.ops.logging import configure
-from node.ops.watchdog import Watchdog
 from node.reload import Reloader, reload_on
+from node.running import Node
 from node.scraping import open_metrics
 from node.service.accounts import Accounts
 from node.service.buffers import Room
@@ -87,7 +75,7 @@ from node.service.endpoints.wallet import WalletEndpoints
 from node.service.invoices import Invoices
 from node.service.keys import ChildKeys
 from node.service.limits import Limiter
-from node.service.payers import Payer, choose_payer, wind_up
+from node.service.payers import Payer, choose_payer
 from node.service.payout import Payouts
 from node.service.pipeline import Pipeline
 from node.service.refunds import Refunds
@@ -95,11 +83,10 @@ from node.service.routes import routes
 from node.settings import Settings, settings_of
 from node.settings_layers import Layers
 from node.transport.dm.server import DmServer
-from node.transport.http.admin import AdminDoor
 from node.transport.http.runner import HttpServer
-from node.transport.http.scrape import ScrapeServer
 from node.transport.http.server import create_app
 from node.transport.http.site import Site
+from node.treasury import open_treasury
 
 log = structlog.get_logger()
 
@@ -109,8 +96,6 @@ HTTP_CLOSE_S = 2.0
 """How long connections may take to close once their requests are answered."""
 MARKET_READY_TIMEOUT_S = 3.0
 """How long the start waits for lists of models and the exchange rate, if it needs them."""
-RETRACT_TIMEOUT_S = 5.0
-"""How long the relays may take to hear that the announcement is withdrawn."""
 
 
 async def serve(
@@ -161,67 +146,6 @@ def _spare_the_collector() -> None:
     gc.enable()
 
 
-class Node:
-    """The parts of a running node. Make one with ``running``."""
-
-    def __init__(
-        self,
-        settings: Settings,
-        keys: Keys,
-        database: Database,
-        dispatcher: Dispatcher,
-        health: Health,
-        http: HttpServer,
-        wallet: Wallet,
-        reloader: Reloader,
-        admin: AdminDoor,
-    ) -> None:
-        self.settings = settings
-        self.keys = keys
-        self.database = database
-        self.dispatcher = dispatcher
-        self.health = health
-        self.http = http
-        self.wallet = wallet
-        self.reloader = reloader
-        self.admin = admin
-        self.succeeded = False
-        """The listening socket outlives this process."""
-        self.metrics: ScrapeServer | None = None
-        self.dm: DmServer | None = None
-        self.announcer: Announcer | None = None
-        self.background: list[asyncio.Task[None]] = []
-
-    async def drain(self) -> None:
-        """Refuse what is new and let finish what runs, within the drain timeout.
-
-        If somebody else holds the listening socket, nobody is refused who is connected, and who
-        comes waits for the next process.
-        """
-        loop = asyncio.get_running_loop()
-        ends_at = loop.time() + self.settings.node.drain_timeout_s
-        log.info("draining", timeout_s=self.settings.node.drain_timeout_s)
-        self.admin.end_streams()
-        if self.succeeded:
-            await self.http.hand_over(self.settings.node.drain_timeout_s)
-        self.dispatcher.draining = True
-        for task in self.background:
-            task.cancel()
-        await asyncio.gather(*self.background, return_exceptions=True)
-        if self.announcer is not None and self.settings.node.retract_on_stop:
-            try:
-                async with asyncio.timeout(RETRACT_TIMEOUT_S):
-                    await self.announcer.retract()
-            except TimeoutError:
-                log.warning("retract_timed_out")
-        finished = await self.dispatcher.drain(max(0.0, ends_at - loop.time()))
-        if self.dm is not None:
-            await self.dm.stop(max(1.0, ends_at - loop.time()))
-        await self.admin.close(max(1.0, ends_at - loop.time()))
-        await wind_up(max(1.0, ends_at - loop.time()))
-        log.info("drained", finished=finished)
-
-
 @asynccontextmanager
 async def running(
     settings: Settings, sources: Callable[[], Layers], listener: socket.socket | None = None
@@ -235,46 +159,21 @@ async def running(
     keys = settings.keys()
     catalog = Catalog()
     async with AsyncExitStack() as stack:
-        database = await Database.open(settings.node.database)
-        stack.push_async_callback(database.close)
-        ledger = SqliteLedger(database)
-        store = SqliteWalletStore(database, serialize_token)
+        session = await stack.enter_async_context(
+            aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar()
+            )
+        )
+        treasury = await open_treasury(settings, keys, session, stack)
+        database, ledger, store = treasury.database, treasury.ledger, treasury.store
+        wallet, lightning, watchdog = treasury.wallet, treasury.lightning, treasury.watchdog
+        circuits = wallet.circuits()
         messages = SqliteMessageLog(database)
         answers = SqliteAnswers(
             database,
             max_bytes=settings.ledger.max_stored_answers_bytes,
             max_account_bytes=settings.ledger.max_stored_answers_bytes_per_account,
         )
-        released = await ledger.release_all()
-        if released:
-            log.warning("holds_released", count=released)
-
-        session = await stack.enter_async_context(
-            aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar()
-            )
-        )
-        mints = {mint.url: accepted_mint(mint, session) for mint in settings.mints}
-        seed = mnemonic_to_seed(await store.secret("mnemonic", new_mnemonic))
-        wallet = Wallet(
-            store,
-            mints,
-            seed,
-            terms=PaymentTerms(keys, settings.payments.lock, settings.payments.request_format),
-        )
-        invoice_store = SqliteLightningStore(database, store)
-        lightning = Lightning(wallet, store, invoice_store, mints, seed)
-        await wallet.start()
-        stack.push_async_callback(wallet.close, 5.0)
-        reconciler = wallet.reconciler(
-            SqliteReconcileStore(database), settings.ledger.restore_gap_counters
-        )
-        await check_restored(wallet, reconciler)
-        watchdog = Watchdog(
-            database, settings.node.database, interval_s=settings.ledger.watchdog_interval_s
-        )
-        await watchdog.check()
-
         key_secret = bytes.fromhex(await store.secret("key_secret", lambda: secrets.token_hex(32)))
         guard = NetGuard(allow_private=settings.discovery.allow_private_addresses)
         stack.callback(guard.close)
@@ -288,7 +187,9 @@ async def running(
             refunds = Refunds(lightning, payee, key_store, terms, watchdog.problem)
         limiter = Limiter(rate_limits(settings))
         accounts = Accounts(ledger, wallet, store, key_secret, refunds, limiter)
-        invoices = Invoices(lightning, invoice_store, ledger, key_secret, invoice_limits(settings))
+        invoices = Invoices(
+            lightning, treasury.invoices, ledger, key_secret, invoice_limits(settings)
+        )
         market = Market(settings, session, catalog)
 
         async def payer_of(request: Request) -> Payer:
@@ -329,7 +230,7 @@ async def running(
                         Msat(settings.ledger.child_key_cost_msat),
                     ),
                     SqliteStatements(database),
-                    frozenset(mints),
+                    frozenset(circuits),
                     normalize_mint_url,
                     refunder=refunds,
                 ),
@@ -344,12 +245,11 @@ async def running(
         health = Health()
         health.add("database", lambda: alive(database))
         health.add("solvency", watchdog.problem)
-        health.add("restore", lambda: unchecked(reconciler), detail=True)
+        health.add("restore", lambda: unchecked(treasury.reconciler), detail=True)
         health.add(
             "draining", lambda: "draining" if dispatcher.draining or http.handing_over else None
         )
         market.add_checks(health)
-        circuits = wallet.circuits()
         health.add("mints", lambda: no_mint(circuits.values()))
         for url, circuit in circuits.items():
             health.add(f"mint {url}", partial(trouble, circuit), detail=True)
@@ -394,7 +294,7 @@ async def running(
         stack.push_async_callback(cancel, node.background)
         market.start(node.background)
         spawn(node.background, "recovery", lambda: recover(wallet, store))
-        spawn(node.background, "reconciliation", lambda: reconcile(reconciler))
+        spawn(node.background, "reconciliation", lambda: reconcile(treasury.reconciler))
         refill_interval_s = settings.ledger.refill_interval_s
         spawn(node.background, "refill", lambda: refill(wallet, refill_interval_s))
         spawn(node.background, "watchdog", watchdog.run)
@@ -403,7 +303,7 @@ async def running(
             spawn(node.background, "refunds", refunds.run)
         spawn(node.background, "payouts", payouts.run)
         spawn(node.background, "housekeeping", lambda: housekeep(settings, messages, answers))
-        for url in mints:
+        for url in circuits:
             spawn(node.background, f"keysets {url}", lambda url=url: refresh(wallet, url))  # type: ignore[misc]
         if pool is not None:
             if settings.nostr.requests:
