@@ -247,6 +247,8 @@ class ModelSettings(Prices):
     markup_percent: Exact | None = None
     """For a model without a price here whose upstream lists one (discover = true): what is added
     to that, in percent; by default the upstream's markup."""
+    enabled: bool = True
+    """Sell it; false keeps it here and sells it no more, also if an upstream lists it."""
     free: bool = False
     """Serve it for nothing; without this a model without a price is refused."""
     context_length: Count
@@ -326,6 +328,7 @@ class ModelSettings(Prices):
                 else self.max_completion_tokens_only
             ),
             fixed=self.fixed,
+            enabled=self.enabled,
         )
 
     def _backend(

@@ -140,6 +140,8 @@ def price_document(price: Price) -> dict[str, int | None]:
 
 
 def _why_not(plan: ModelPlan) -> str:
+    if not plan.enabled:
+        return "it is switched off"
     if not plan.endpoints:
         return "no upstream of it can be sent the calls of its endpoints"
     if plan.in_usd:

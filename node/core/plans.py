@@ -57,6 +57,8 @@ class ModelPlan:
     created: int = 0
     max_completion_tokens_only: bool = False
     fixed: Mapping[str, str | int | float | bool] = field(default_factory=dict, hash=False)
+    enabled: bool = True
+    """Whether it is sold; its names stay taken."""
 
     @property
     def in_usd(self) -> bool:
@@ -67,7 +69,9 @@ class ModelPlan:
 
     def model(self, usd_per_btc: Fraction | None) -> Model | None:
         """The catalogue's entry, with those backends whose price is known, the likeliest to serve
-        first; None without any."""
+        first; None without any, and when it is not sold."""
+        if not self.enabled:
+            return None
         backends = [
             Backend(
                 backend.upstream,

@@ -98,6 +98,8 @@ class Shelf:
             if model is not None:
                 models.append(model)
                 continue
+            if not plan.enabled:
+                continue
             waits_s = RATE_RETRY_S if plan.in_usd else LIST_RETRY_S
             unpriced |= dict.fromkeys((plan.id, *plan.aliases), waits_s)
         if len(models) > MAX_MODELS:

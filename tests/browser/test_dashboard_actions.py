@@ -53,6 +53,16 @@ async def test_a_price_and_a_name_are_changed_and_the_change_is_undone(
     await page.get_by_text("Applies now:").wait_for()
     await page.get_by_role("row").filter(has_text="10,000").first.wait_for()
     assert NAME not in await page.locator("main").inner_text()
+    # and it can be switched off
+    await row.get_by_role("button", name="Edit").click()
+    await dialog.get_by_label("Sell it").uncheck()
+    await dialog.get_by_role("button", name="Save").click()
+    await page.get_by_text("it is switched off").wait_for()
+    assert DEMO.model not in [m["id"] for m in (await desk.get("/v1/models"))["data"]]
+    await row.get_by_role("button", name="Edit").click()
+    await page.get_by_role("button", name="Undo all changes").click()
+    await page.get_by_text("it is switched off").wait_for(state="detached")
+    assert DEMO.model in [m["id"] for m in (await desk.get("/v1/models"))["data"]]
     await seen.assert_quiet()
 
 

@@ -25,12 +25,14 @@ const OTHERS = [
  * @returns {Promise<Object|undefined>} the node's answer; undefined when it was called off.
  */
 export function editModel(model, view) {
-  const was = model.configured ?? {};
+  const was = { enabled: true, ...model.configured };
   const inputs = new Map();
   const name = textInput({ ".value": was.name ?? "", maxlength: "200", autofocus: true });
   inputs.set("name", { holder: field("Name", name, "Shown to people."), read: () => name.value.trim() || null });
   const free = check("Serve it for nothing", Boolean(was.free ?? model.free));
   inputs.set("free", { holder: el("div", { class: "field" }, free.holder, el("span", { class: "problem" })), read: () => free.input.checked });
+  const sold = check("Sell it", was.enabled);
+  inputs.set("enabled", { holder: el("div", { class: "field" }, sold.holder, el("span", { class: "problem" })), read: () => sold.input.checked });
   const price = ([kind, label]) => {
     const usd = was[`${kind}_usd`] !== undefined && was[`${kind}_usd`] !== null;
     const key = `${kind}_${usd ? "usd" : "msat"}`;
@@ -90,6 +92,7 @@ export function editModel(model, view) {
       el("fieldset", { class: "grid" }, el("legend", {}, "Prices"), main),
       el("details", shownOthers ? { open: true } : {}, el("summary", {}, "More prices"), el("div", { class: "grid" }, others)),
       inputs.get("free").holder,
+      inputs.get("enabled").holder,
       el("p", { class: "muted small" }, "1 sat is 1,000 msat. What is left empty is as in the configuration file. Requests that run go on at the price they began with."),
     ],
     action: "Save",

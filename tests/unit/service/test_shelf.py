@@ -175,3 +175,16 @@ def test_bounds() -> None:
     shop = Shop(terms=(ListTerms("u0", max_models=2),))
     shop.shelf.listed("u0", [replace(LISTED, id=f"x{i}", tariff=MSAT) for i in range(5)])
     assert shop.ids() == ["x0", "x1"]
+
+
+def test_what_is_switched_off_is_unknown_even_if_it_is_listed() -> None:
+    terms = ListTerms("u0", markup_percent=Fraction(0))
+    shop = Shop(plan("x", MSAT, enabled=False, aliases=("y",)), plan("m", MSAT), terms=(terms,))
+    shop.shelf.rate(RATE)
+    shop.shelf.listed("u0", [LISTED])
+    assert shop.ids() == ["m"]
+    for name in ("x", "y"):
+        with pytest.raises(ModelNotFound):
+            shop.catalog.get(name)
+    shop.shelf.sell([plan("x", MSAT), plan("m", MSAT)], (terms,))
+    assert shop.ids() == ["x", "m"]
