@@ -240,7 +240,7 @@ async def test_a_refund_that_lands_after_it_was_given_up_is_paid_by_who_has_the_
         await long_ago(bench)
         assert await bench.wallet.recover() == 0
         assert await shop.balance(account) == 300_000
-        with pytest.raises(Pending, match="earlier refund"):  # its invoice is still good
+        with pytest.raises(Pending, match="earlier payment"):  # its invoice is still good
             await shop.refunds.refund(account, ADDRESS)
         assert await shop.try_now() == 0
         await earn(bench, await (await purse(fee_mint.url)).fund(500), 400)

@@ -24,6 +24,7 @@ from typer.testing import CliRunner, Result
 
 from discovery.nostr.keys import Keys
 from node import __version__
+from node.admin.password import hash_password, is_hash
 from node.cli import app
 from node.settings import load
 from node.settings_sections import NodeSettings
@@ -423,7 +424,8 @@ def test_the_units_credentials_and_environment_configure_the_node(
     directory = tmp_path / "credentials"
     directory.mkdir()
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(directory))
-    contents = {"nodestr.node.secret_key": keys.nsec()}
+    hashed = hash_password("correct horse battery")
+    contents = {"nodestr.node.secret_key": keys.nsec(), "nodestr.admin.password_hash": hashed}
     monkeypatch.delenv("KEY")
     for credential in unit["Service"]["LoadCredential"]:
         name = credential.partition(":")[0]
@@ -435,6 +437,12 @@ def test_the_units_credentials_and_environment_configure_the_node(
     settings = load(config)
     assert settings.keys().pubkey == keys.pubkey
     assert settings.log.format == "json"
+    assert settings.admin_hash.resolve() == hashed
+    # the unit's words for a hash that is not there are no hash
+    (fallback,) = unit["Service"]["SetCredential"]
+    name, _, value = fallback.partition(":")
+    (directory / name).write_text(value)
+    assert not is_hash(load(config).admin_hash.resolve())
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
