@@ -135,8 +135,8 @@ async def _ask(
         async with running(settings, until_sold=model or "", on_bought=done.append) as gateway:
             body["model"] = model or cheapest(gateway)
             answer = await _answer(gateway, body, as_json)
-    except StorageError:
-        note = read_note(settings.database)
+    except StorageError as error:
+        note = read_note(settings.database) if "in use" in str(error) else None
         if note is None or chosen:
             raise
         return await _ask_gateway(note, model, body, as_json)
@@ -184,7 +184,7 @@ async def _ask_gateway(
                     event = event_data(raw)
                     failure = _show(event) or failure
                     if b'"usage"' in event:
-                        cost = (json.loads(event).get("usage") or {}).get("cost")
+                        cost = _part(_part(json.loads(event), "usage"), "cost")
             provider = answer.headers.get("x-nodestr-provider", "a provider")
     except (aiohttp.ClientError, ValueError) as error:
         raise Failure(f"the gateway at {note['url']} broke off: {type(error).__name__}") from None
@@ -247,16 +247,27 @@ def _show(data: bytes) -> dict[str, Any]:
     """Print what an event of the stream says; the error it holds, if it holds one."""
     if not data or data.strip() == b"[DONE]":
         return {}
-    document = json.loads(data)
-    if "error" in document:
-        typer.echo(f"\nnodestr: {document['error']['message']}", err=True)
-        return {"error": document["error"]}
-    for choice in document.get("choices", []):
-        text = (choice.get("delta") or {}).get("content") or ""
-        # a model must not steer the terminal
-        sys.stdout.write(_CONTROLS.sub("", text))
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    error = _part(document, "error")
+    if error:
+        told = _part(error, "message") or "the provider could not go on"
+        typer.echo(f"\nnodestr: {_CONTROLS.sub('', str(told))}", err=True)
+        return {"error": error}
+    choices = _part(document, "choices")
+    for choice in choices if isinstance(choices, list) else []:
+        text = _part(_part(choice, "delta"), "content")
+        if isinstance(text, str):  # a model must not steer the terminal
+            sys.stdout.write(_CONTROLS.sub("", text))
     sys.stdout.flush()
     return {}
+
+
+def _part(document: object, name: str) -> Any:
+    """A field of what may be anything."""
+    return document.get(name) if isinstance(document, dict) else None
 
 
 def _summary(bought: Bought) -> str:

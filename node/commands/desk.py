@@ -31,7 +31,7 @@ async def open_desk(
     from discovery.netguard import NetGuard
     from node.ecash.token import normalize_mint_url
     from node.gateway.app import open_carriages
-    from node.gateway.desk import Desk, read_note
+    from node.gateway.desk import Desk, note_file, read_note
     from node.gateway.purse import open_purse
     from node.gateway.till import Till
     from node.ledger.database import StorageError
@@ -45,7 +45,7 @@ async def open_desk(
                 open_purse(settings.database, session, accept=accept)
             )
         except StorageError as error:
-            note = read_note(settings.database)
+            note = read_note(settings.database) if "in use" in str(error) else None
             if note is None:
                 raise error from None
             ask = _at_gateway(session, note)
@@ -57,6 +57,7 @@ async def open_desk(
                 ) from None
             yield ask
             return
+        note_file(settings.database).unlink(missing_ok=True)  # of a gateway that was killed
         guard = NetGuard(allow_private=settings.allow_private_addresses)
         stack.callback(guard.close)
         carriages = await open_carriages(settings, guard, stack)

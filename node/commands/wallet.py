@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
+MAX_DIGITS = 16
+"""Of an amount; there are fewer than 10¹⁶ sat."""
+
 wallet_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -146,7 +149,7 @@ def send(
 ) -> None:
     """Take money out as a token, printed on standard output. Whoever has it can spend it.
 
-    It stays in the history of the wallet, should it get lost.
+    Should it get lost on the way here: nodestr wallet recover shows it again.
     """
     with exit_codes():
         settings = load(config, wallet=wallet)
@@ -157,13 +160,16 @@ def send(
 async def _send(
     settings: GatewaySettings, sat: int | None, mint: str | None, name: str | None, as_json: bool
 ) -> None:
-    document = await _ask(settings, "send", {"sat": sat, "mint": mint, "name": name})
-    if as_json:
-        _show(document, as_json)
-        return
-    typer.echo(document["token"])
-    typer.echo(f"took out {_sat(document['amount_msat'])}", err=True)
-    typer.echo(f"balance  {_sat(document['balance_msat'])}", err=True)
+    async with open_desk(settings, ()) as ask:
+        document = await ask("send", {"sat": sat, "mint": mint, "name": name})
+        if as_json:
+            _show(document, as_json)
+        else:
+            typer.echo(document["token"])
+            typer.echo(f"took out {_sat(document['amount_msat'])}", err=True)
+            typer.echo(f"balance  {_sat(document['balance_msat'])}", err=True)
+        sys.stdout.flush()
+        await ask("shown", {"operation": document["operation"]})
 
 
 @wallet_app.command(
@@ -264,7 +270,8 @@ Examples:
 def recover(
     wallet: WalletFile = None, config: GatewayConfig = None, as_json: JsonOption = False
 ) -> None:
-    """Get back what is with providers: tokens that nobody redeemed, and change.
+    """Get back what is with providers: tokens that nobody redeemed, and change. Shows again what
+    send took out and may not have shown.
 
     A gateway does this by itself; this also asks again for what it has given up.
     """
@@ -274,9 +281,16 @@ def recover(
 
 
 async def _recover(settings: GatewaySettings, as_json: bool) -> None:
-    document = await _ask(settings, "recover")
-    lines = [_line(spending) for spending in document["spendings"]] or ["nothing is out"]
-    _show(document, as_json, *lines, f"balance  {_sat(document['balance_msat'])}")
+    async with open_desk(settings, ()) as ask:
+        document = await ask("recover", {})
+        tokens = document["tokens"]
+        lines = [f"taken out: {_sat(taken['amount_msat'])}  {taken['token']}" for taken in tokens]
+        lines += [_line(spending) for spending in document["spendings"]]
+        balance = f"balance  {_sat(document['balance_msat'])}"
+        _show(document, as_json, *(lines or ["nothing is out"]), balance)
+        sys.stdout.flush()
+        for taken in tokens:
+            await ask("shown", {"operation": taken["operation"]})
 
 
 @wallet_app.command(
@@ -309,7 +323,7 @@ def _amount(text: str) -> int | None:
     """Sat; None for all."""
     if text == "all":
         return None
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
+    if not (text.isascii() and text.isdigit() and len(text) < MAX_DIGITS and int(text) > 0):
         raise Failure("the amount is a whole number of sat, or all")
     return int(text)
 

@@ -96,6 +96,7 @@ async def running(
             aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar())
         )
         purse = await stack.enter_async_context(open_purse(settings.database, session))
+        note_file(settings.database).unlink(missing_ok=True)  # of a gateway that was killed
         guard = NetGuard(allow_private=settings.allow_private_addresses)
         stack.callback(guard.close)
         carriages = await open_carriages(settings, guard, stack)

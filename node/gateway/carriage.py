@@ -24,7 +24,6 @@ from node.gateway.journal import Place
 
 MAX_HEADER_BYTES = 256 << 10
 """Longest header of a provider's answer: change of many coins takes its place."""
-MAX_ANSWER_BYTES = 256 << 20
 MAX_RELAYS = 8
 """Relays of one session: our own and the provider's."""
 MAX_SESSIONS = 32

@@ -6,11 +6,13 @@ other bytes pass as they are.
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Protocol
 
 import orjson
 
+_TOKEN = re.compile(rb"cashu[A-Z][A-Za-z0-9_+/=-]*")
 EVENT_STREAM = "text/event-stream"
 FIELD = "x_cashu"
 MAX_LINE_BYTES = 32 << 20
@@ -77,6 +79,11 @@ def change_of(answer: Body) -> str | None:
         if token.startswith("cashu"):
             return token
     return None
+
+
+def without_tokens(data: bytes) -> bytes:
+    """For a log, or a program: some say in an error what they were paid with."""
+    return _TOKEN.sub("…".encode(), data)
 
 
 async def change_within(answer: Body) -> str | None:

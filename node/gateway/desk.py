@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from node.core.accounts import Operation
 from node.core.exchange import Request
 from node.core.lightning import PayoutError
 from node.core.money import MSAT_PER_SAT, Msat
@@ -59,6 +60,7 @@ class Desk:
             "balance": self._balance,
             "receive": self._receive,
             "send": self._send,
+            "shown": self._shown,
             "invoice": self._invoice,
             "move": self._move,
             "paid": self._paid,
@@ -122,13 +124,13 @@ class Desk:
                 raise
             held = ", ".join(f"{stock[url] // MSAT_PER_SAT} sat of {url}" for url in stock)
             raise InsufficientBalance(f"the wallet holds {held}") from None
-        await self._purse.store.mark_delivered(operation.id)
-        return {
-            "token": operation.token,
-            "amount_msat": operation.value,
-            "mint": operation.mint,
-            "balance_msat": (await self._purse.funds()).balance,
-        }
+        balance = (await self._purse.funds()).balance
+        return taken_document(operation) | {"balance_msat": balance}
+
+    async def _shown(self, arguments: Arguments) -> Answer:
+        """``operation``: the token that it made has reached its owner."""
+        await self._purse.store.mark_delivered(_text(arguments, "operation"))
+        return {}
 
     async def _invoice(self, arguments: Arguments) -> Answer:
         """``sat``, ``mint`` (empty: any)."""
@@ -175,6 +177,7 @@ class Desk:
         found = await self._till.recover_all(lost_too=True)
         return {
             "spendings": [spending_document(spending) for spending in found],
+            "tokens": [taken_document(taken) for taken in await self._purse.not_shown()],
             "balance_msat": (await self._purse.funds()).balance,
         }
 
@@ -189,6 +192,16 @@ class Desk:
         """``limit``."""
         latest = await self._purse.journal.latest(_count(arguments.get("limit")))
         return {"spendings": [spending_document(spending) for spending in latest]}
+
+
+def taken_document(operation: Operation) -> Answer:
+    """A token that was taken out by hand."""
+    return {
+        "token": operation.token,
+        "amount_msat": operation.value,
+        "mint": operation.mint,
+        "operation": operation.id,
+    }
 
 
 def spending_document(spending: Spending) -> Answer:

@@ -22,7 +22,7 @@ from typing import Literal, TypeAlias, cast
 from node.core.money import Msat
 from node.gateway import asked as requests
 from node.gateway.asked import Asked
-from node.ledger.database import Database
+from node.ledger.database import Database, StorageError
 
 State: TypeAlias = Literal["begun", "sent", "settled", "reclaiming", "reclaimed", "lost", "void"]
 OPEN: tuple[State, ...] = ("begun", "sent", "reclaiming")
@@ -63,6 +63,10 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
         ) STRICT""",
     ),
     requests.MIGRATION,
+    (
+        "ALTER TABLE gateway_spendings ADD COLUMN operation TEXT",
+        "CREATE UNIQUE INDEX gateway_spendings_operation ON gateway_spendings (operation)",
+    ),
 )
 
 
@@ -130,7 +134,10 @@ class Journal:
 
     @classmethod
     async def open(cls, database: Database) -> Journal:
-        """Make or bring up to date the tables, and read the records."""
+        """Make or bring up to date the tables, and read the records.
+
+        Raises StorageError when a newer program has written them.
+        """
         await database.write(_migrate)
         journal = cls(database)
         rows = await database.read(
@@ -201,17 +208,25 @@ class Journal:
         of: Collection[State] = OPEN,
         back: Msat | None = None,
         note: str | None = None,
+        operation: str | None = None,
     ) -> asyncio.Future[bool]:
-        """Change the state, when it is one of ``of``; resolves to whether it was."""
+        """Change the state, when it is one of ``of``; resolves to whether it was.
+
+        Args:
+            operation: that put ``back`` into the purse. It counts for one spending only, and for
+                none that was paid after it; for others nothing changes.
+        """
 
         def work(conn: sqlite3.Connection) -> bool:
+            if operation is not None and not _is_new(conn, id_, operation):
+                return False
             marks = ", ".join("?" * len(of))
             cursor = conn.execute(
                 "UPDATE gateway_spendings SET state = ?, back_msat = COALESCE(?, back_msat),"  # noqa: S608
-                " note = COALESCE(?, note), updated_at = ?,"
+                " note = COALESCE(?, note), updated_at = ?, operation = COALESCE(?, operation),"
                 " change = CASE WHEN ? THEN '' ELSE change END"
                 f" WHERE id = ? AND state IN ({marks})",
-                (to, back, note, int(time.time()), to == "settled", id_, *of),
+                (to, back, note, int(time.time()), operation, to == "settled", id_, *of),
             )
             if cursor.rowcount == 1 and to in _BACK:
                 requests.forget(conn, id_)
@@ -225,7 +240,7 @@ class Journal:
         def work(conn: sqlite3.Connection) -> None:
             conn.execute(
                 "UPDATE gateway_spendings SET change = ?, updated_at = ? WHERE id = ?"
-                " AND state IN ('sent', 'lost')",
+                " AND state IN ('sent', 'reclaiming', 'lost')",
                 (token, int(time.time()), id_),
             )
 
@@ -323,16 +338,35 @@ class Journal:
         )
 
 
+def _is_new(conn: sqlite3.Connection, id_: str, operation: str) -> bool:
+    """Whether what an operation brought is this spending's: the wallet takes a token once, and
+    answers whoever brings it again as it did before."""
+    return (
+        conn.execute(
+            "SELECT 1 FROM operations WHERE id = ?1"
+            " AND rowid > (SELECT rowid FROM operations WHERE kind = 'send' AND request_key = ?2)"
+            " AND NOT EXISTS (SELECT 1 FROM gateway_spendings WHERE operation = ?1 AND id <> ?2)",
+            (operation, id_),
+        ).fetchone()
+        is not None
+    )
+
+
 def _migrate(conn: sqlite3.Connection) -> None:
     conn.execute("CREATE TABLE IF NOT EXISTS gateway_schema (version INTEGER NOT NULL) STRICT")
     row = conn.execute("SELECT version FROM gateway_schema").fetchone()
     if row is None:
         conn.execute("INSERT INTO gateway_schema VALUES (0)")
     done = 0 if row is None else int(row["version"])
+    if done > len(_MIGRATIONS):
+        raise StorageError(
+            "the wallet was written by a newer nodestr and is left as it is: install that version"
+            " again"
+        )
     for statements in _MIGRATIONS[done:]:
         for statement in statements:
             conn.execute(statement)
-    conn.execute("UPDATE gateway_schema SET version = ?", (max(done, len(_MIGRATIONS)),))
+    conn.execute("UPDATE gateway_schema SET version = ?", (len(_MIGRATIONS),))
 
 
 def _spending(row: sqlite3.Row) -> Spending:

@@ -15,7 +15,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
 
 import structlog
 
@@ -38,7 +39,7 @@ from node.errors import (
 )
 from node.gateway.asked import Asked
 from node.gateway.carriage import Answer, CarriageError, read_all
-from node.gateway.change import change_of
+from node.gateway.change import change_of, without_tokens
 from node.gateway.journal import Spending
 from node.gateway.offers import Offer, offer_again
 from node.gateway.reply import ProviderReply
@@ -52,6 +53,10 @@ log = structlog.get_logger()
 
 BACK_TIMEOUT_S = 3.0
 """How long a failed provider's money is waited for before the next one is paid."""
+LOOKS = 6
+"""How often, within the deadline for its first byte, a silent provider's token is looked at."""
+SLOWEST_BYTES_PER_S = 16 << 10
+"""A request that takes longer to be sent is not called unheard before."""
 MAX_RAISE = 4
 """How many times what was expected a provider may ask to have set aside,"""
 SMALL_SAT = 20
@@ -61,6 +66,10 @@ EARLIER_RETRY_S = 5
 _MONEY_CODES = ("mint_", "token_", "fees_exceed", "insufficient_", "pending")
 _NOT_BEGUN = frozenset({"void", "reclaimed"})
 _OVER = frozenset({"settled", "lost"})
+
+
+class _Unheard(UpstreamFailed):
+    """There was no answer, and what the provider made of the request nobody here knows."""
 
 
 class Purchase:
@@ -77,6 +86,8 @@ class Purchase:
         self._prepared: PreparedCall | None = None
         self._reply: ProviderReply | None = None
         self._hold: int | None = None
+        self._paid: list[str] = []
+        """The spendings of this request, in this process."""
 
     def prepared_by(self, prepare: Prepare) -> Prepare:
         """``prepare``, of which the bounds are kept: they say how much to pay."""
@@ -207,28 +218,39 @@ class Purchase:
         It says what it wants when that is more than was expected (402); that is paid once.
         """
         assert self._prepared is not None
-        cap = Msat(self._shop.settings.max_price_sat * MSAT_PER_SAT)
         wanted = offer.price.most(self._prepared.most)
         most = max(MAX_RAISE * wanted, to_msat(SMALL_SAT, "sat"))
         asked = await self._asked(offer, call)
         for attempt in (1, 2):
-            spending, token = await self._till.pay(offer, wanted, cap, asked)
+            spending, token = await self._till.pay(offer, wanted, await self._cap(), asked)
+            self._paid.append(spending.id)
             try:
                 more = await self._ask(offer, call, spending, token, asked)
             except BaseException as error:
                 if isinstance(error, NodeError):
+                    if not isinstance(error, _Unheard):  # who refuses takes nothing
+                        await self._till.journal.expect(spending.id, Msat(0))
                     await self._till.over(spending, BACK_TIMEOUT_S)
                 else:  # our client is gone
                     self._till.later(spending)
                 raise
             if isinstance(more, ProviderReply):
                 return more
+            await self._till.journal.expect(spending.id, Msat(0))
             await self._till.over(spending, BACK_TIMEOUT_S)
-            if attempt == 2 or not wanted < more <= most:
+            kept = (await self._till.journal.spending(spending.id)).state not in _NOT_BEGUN
+            if attempt == 2 or kept or not wanted < more <= most:
                 break
             wanted = more
         self._shop.failed(offer)
         raise UpstreamFailed(private="the provider asks for more than it asked for")
+
+    async def _cap(self) -> Msat:
+        """What may still be set aside: what those who were asked before have not given back
+        counts."""
+        most = self._shop.settings.max_price_sat * MSAT_PER_SAT
+        before = [await self._till.journal.spending(id_) for id_ in self._paid]
+        return Msat(most - sum(s.cost for s in before if s.state not in _NOT_BEGUN))
 
     async def _asked(self, offer: Offer, call: UpstreamCall) -> Asked:
         """What the provider is to be asked. Raises UpstreamFailed when there is no way to it."""
@@ -265,7 +287,10 @@ class Purchase:
         began = time.monotonic()
         reply: ProviderReply | None = None
         try:
-            async with asyncio.timeout(self._shop.settings.first_byte_timeout_s):
+            async with (
+                asyncio.timeout(self._shop.settings.first_byte_timeout_s) as deadline,
+                self._watched(spending, deadline, len(body)),
+            ):
                 answer = await self._shop.carriages[offer.way].open(
                     offer.place,
                     "POST",
@@ -288,12 +313,35 @@ class Purchase:
             if isinstance(error, CarriageError | TimeoutError):
                 self._shop.failed(offer)
                 reason = str(error) or "no answer in time"
-                raise UpstreamFailed(private=reason) from None
+                raise _Unheard(private=reason) from None
             if isinstance(error, NodeError) and not _is_clients(error):
                 self._shop.failed(offer)
             raise
         self._shop.served(offer, round((time.monotonic() - began) * 1000))
         return reply
+
+    @asynccontextmanager
+    async def _watched(
+        self, spending: Spending, deadline: asyncio.Timeout, body_bytes: int
+    ) -> AsyncIterator[None]:
+        """Give up early on a provider that is silent and has not redeemed its token: it is taken
+        back first, so that whoever was only slow is not paid and owes no answer."""
+        silent_s = self._shop.settings.first_byte_timeout_s / LOOKS
+        silent_s += body_bytes / SLOWEST_BYTES_PER_S
+
+        async def watch() -> None:
+            while True:
+                await asyncio.sleep(silent_s)
+                if await self._till.withdraw(spending):
+                    deadline.reschedule(asyncio.get_running_loop().time())
+                    return
+
+        watching = asyncio.create_task(watch())
+        try:
+            yield
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
 
     async def _refusal(self, offer: Offer, spending: Spending, answer: Answer) -> NodeError:
         """The error of an answer that is none, and the change that came with it."""
@@ -301,7 +349,7 @@ class Purchase:
         if change is not None:
             await self._till.keep(spending, change)
         try:
-            body = await read_all(answer, MAX_ERROR_BYTES)
+            body = without_tokens(await read_all(answer, MAX_ERROR_BYTES))
         except CarriageError:
             body = b""
         error = error_from_answer(offer.place.pubkey[:12], answer.status, answer.headers, body)

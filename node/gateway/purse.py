@@ -115,6 +115,13 @@ class Purse:
         raises."""
         return await self.wallet.issue(self._account(), amount, only=mint, request_key=request_key)
 
+    async def not_shown(self) -> list[Operation]:
+        """What was taken out by hand and may not have reached its owner, the oldest first."""
+        if self.account_id is None:
+            return []
+        found = await self.store.undelivered(self.account_id)
+        return [operation for operation in found if operation.token is not None]
+
     async def hold(self, request: HoldRequest) -> int | None:
         """Take the name of a named request by a hold of nothing; None when it has no name.
 

@@ -13,6 +13,8 @@
 | killed after it was redeemed         | the provider is asked for the change                 |
 | killed after the change had come     | it is in the journal; swapped at the next start      |
 | the provider does not answer         | asked again, over the other carriage too             |
+| its change is none: given before,    | lost at once; of another mint it is taken when that  |
+|  spent, locked, of another mint      | mint is agreed to                                    |
 | it redeemed and gives nothing back   | lost after ``lost_after_s``; shown, and asked again  |
 |                                      | by ``nodestr wallet recover``                        |
 """
@@ -83,6 +85,8 @@ class Recovery:
         token = operation.token
         if spending.change:
             await self._bank(spending)
+            if spending.expected == 0:  # of an answer the charge was compared as it came
+                await self._judge(spending.id)
         elif spending.state in ("begun", "reclaiming"):
             await self._reclaim(spending, token)
         else:
@@ -91,6 +95,20 @@ class Recovery:
                 await self._reclaim(spending, token)
             elif spent:
                 await self._ask(spending, token)
+
+    async def withdraw(self, id_: str) -> bool:
+        """Take back a token that is out, when nobody has redeemed it; whether it is back.
+
+        Raises NodeError when that is not known.
+        """
+        if (await self.journal.spending(id_)).state not in ("sent", "reclaiming"):
+            return False
+        operation = await self.purse.issued(id_)
+        if operation is None or operation.token is None:
+            return False
+        if await self.purse.spent(parse_token(operation.token)) is False:
+            await self._reclaim(await self.journal.spending(id_), operation.token)
+        return (await self.journal.spending(id_)).state == "reclaimed"
 
     async def _reclaim(self, spending: Spending, token: str) -> None:
         """Swap a token that nobody has redeemed back into the purse."""
@@ -102,7 +120,10 @@ class Recovery:
         except FeesExceedAmount:
             await self.journal.move(spending.id, "lost", note="the mint's fee is all of it")
         else:
-            await self.journal.move(spending.id, "reclaimed", back=operation.credit)
+            back, id_ = operation.credit, operation.id
+            if not await self.journal.move(spending.id, "reclaimed", back=back, operation=id_):
+                note = "its token came back as the change of another"
+                await self.journal.move(spending.id, "sent", note=note)
 
     async def _bank(self, spending: Spending) -> None:
         """Swap the change into the purse."""
@@ -112,14 +133,21 @@ class Recovery:
             await self._lose(spending, f"its change is no good ({error.code})")
         except FeesExceedAmount:
             await self.journal.move(spending.id, "settled", note="change below the mint's fee")
-        except MintNotAccepted:
+        except MintNotAccepted as error:
             mint = parse_token(spending.change).mint
-            note = f"its change is of {mint}: nodestr wallet receive --mint {mint}"
-            await self.journal.move(spending.id, spending.state, of=(spending.state,), note=note)
+            note = f"its change is no good ({error.code})"
+            if mint not in self.purse.mints:
+                note = f"its change is of {mint}: nodestr wallet receive --mint {mint}"
+            await self._lose(spending, note)
         else:
-            await self.journal.move(
-                spending.id, "settled", of=(*OPEN, "lost"), back=operation.credit
-            )
+            if not await self.journal.move(
+                spending.id,
+                "settled",
+                of=(*OPEN, "lost"),
+                back=operation.credit,
+                operation=operation.id,
+            ):
+                await self._lose(spending, "its change was given before")
 
     async def _ask(self, spending: Spending, token: str) -> None:
         """Ask the provider for the change of a token that it has redeemed."""

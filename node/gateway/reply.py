@@ -9,7 +9,7 @@ from node.core.catalog import Backend
 from node.core.money import Msat
 from node.errors import InvalidValue, TokenMalformed, UpstreamFailed
 from node.gateway.carriage import Answer, CarriageError
-from node.gateway.change import ChangeTaker, change_of
+from node.gateway.change import ChangeTaker, change_of, without_tokens
 from node.gateway.journal import Spending
 from node.gateway.offers import Offer, backend_name
 from node.gateway.recovery import change_value
@@ -73,7 +73,7 @@ class ProviderReply:
         name = self.offer.place.pubkey[:12]
         if not first:
             raise UpstreamFailed(private=f"{name} answered nothing")
-        error = error_at_start(name, first, streamed=events)
+        error = error_at_start(name, without_tokens(first), streamed=events)
         if error is not None:
             async for _ in self._pieces:  # the change comes last
                 pass
@@ -127,16 +127,20 @@ class ProviderReply:
         taker = self._taker
         async for data in self._answer.chunks():
             out = taker.feed(data) if taker is not None else data
+            if taker is not None:  # whatever breaks off from here on
+                await self._keep(taker.token)
             if out:
                 yield out
         rest = taker.end() if taker is not None else b""
-        change = (taker.token if taker is not None else None) or change_of(self._answer)
-        if change is not None:
-            await self._till.keep(self._spending, change)
-            self._change = change
+        await self._keep((taker.token if taker is not None else None) or change_of(self._answer))
         self._whole = True
         if rest:
             yield rest
+
+    async def _keep(self, change: str | None) -> None:
+        if change is not None and change != self._change:
+            await self._till.keep(self._spending, change)
+            self._change = change
 
     def _change_value(self) -> Msat | None:
         """Value of the change; nothing when the whole answer came without any."""

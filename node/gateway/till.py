@@ -118,6 +118,16 @@ class Till:
         finally:
             lock.release()
 
+    async def withdraw(self, spending: Spending) -> bool:
+        """Take back the token of a request that still runs, when nobody has redeemed it; whether
+        it is back. The mint takes a token once: whoever sends it in later gets nothing."""
+        try:
+            async with self._locks.setdefault(spending.id, asyncio.Lock()):
+                return await self._recovery.withdraw(spending.id)
+        except NodeError as error:
+            log.info("token_not_withdrawn", spending=spending.id, reason=str(error))
+            return False
+
     async def _amount(self, offer: Offer, cost: Msat, cap: Msat) -> tuple[str, Msat]:
         """Which mint's coins to pay with, and how much that is with its fee.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import aiohttp
@@ -21,11 +21,13 @@ class Front:
         answered: set when the node has given one.
         refund: keeps the change, and answers whoever asks for it with this status.
         demand_sat: asks the first payer for so much.
+        instead: answers paid requests, and never asks the node.
     """
 
     def __init__(self, *, refund: int = 0, demand_sat: int = 0) -> None:
         self.refund = refund
         self.demand_sat = demand_sat
+        self.instead: Callable[[web.Request], Awaitable[web.StreamResponse]] | None = None
         self.let_through = asyncio.Event()
         self.let_through.set()
         self.answered = asyncio.Event()
@@ -45,6 +47,8 @@ class Front:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         if self.refund and request.path == "/v1/balance/refund":
             return web.json_response({"error": {"message": "no"}}, status=self.refund)
+        if self.instead is not None and request.path == "/v1/chat/completions":
+            return await self.instead(request)
         if self.demand_sat and request.path == "/v1/chat/completions":
             asked = PaymentRequest(self.demand_sat, "sat", (self.mint,)).encode()
             self.demand_sat = 0

@@ -14,9 +14,11 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
+from node.core.money import Msat
 from node.demo.mint import EmbeddedMint
 from node.demo.process import Child
 from node.demo.purse import Purse
+from node.gateway.desk import note_file
 from node.gateway.purse import open_purse
 from tests.e2e.gateway_world import Gateway, GatewayWorld, open_gateway_world
 
@@ -99,6 +101,33 @@ async def test_a_token_that_is_sent_can_be_received_and_asked_for_again(
         back = await purse.send(7)
     received = await world.gateway.json("wallet", "receive", back)
     assert (received["received_msat"], received["balance_msat"]) == (7_000, before)
+
+
+async def test_a_token_that_was_taken_out_and_not_shown_is_shown_by_recover(
+    empty: Gateway, mint: EmbeddedMint
+) -> None:
+    async with Purse(mint.url) as purse:
+        token = await purse.fund(30)
+    await empty.json("wallet", "receive", token, "--yes")
+    async with aiohttp.ClientSession() as session, open_purse(empty.wallet, session) as opened:
+        taken = await opened.send(Msat(7_000))  # and the process is killed
+    document = await empty.json("wallet", "recover")
+    (shown,) = document["tokens"]
+    assert (shown["token"], shown["amount_msat"]) == (taken.token, 7_000)
+    assert document["balance_msat"] == 23_000
+    assert (await empty.json("wallet", "recover"))["tokens"] == []
+    await empty.json("wallet", "send", "5")
+    assert (await empty.json("wallet", "recover"))["tokens"] == []
+
+
+async def test_no_wallet_is_told_to_a_stranger_at_the_address_of_a_gateway_that_was_killed(
+    empty: Gateway,
+) -> None:
+    note = note_file(empty.wallet)
+    note.parent.mkdir(parents=True)
+    note.write_text('{"url": "http://127.0.0.1:1", "secret": "s", "key": "k"}')
+    await empty.json("wallet", "balance")
+    assert not note.exists()
 
 
 async def test_a_mint_has_to_be_agreed_to(empty: Gateway, mint: EmbeddedMint) -> None:
@@ -199,6 +228,7 @@ async def test_money_is_moved_to_a_mint_that_a_provider_takes(
         ((fee_mint.url, mint.url, "5"), "the wallet holds 0 sat"),
         (("https://other.example.com", mint.url, "5"), "this wallet does not use"),
         ((mint.url, fee_mint.url, "some"), "whole number of sat"),
+        ((mint.url, fee_mint.url, "9" * 5_000), "whole number of sat"),
     ):
         code, out, err = await empty.run("wallet", "move", *arguments)
         assert (code, out) == (1, ""), arguments

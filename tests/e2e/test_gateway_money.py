@@ -84,6 +84,21 @@ async def test_when_a_provider_is_gone_the_next_one_answers(open_world: Open) ->
     await world.assert_conserved()
 
 
+async def test_a_dead_provider_behind_a_live_relay_is_given_up_once_its_token_is_back(
+    open_world: Open,
+) -> None:
+    patience = {"NODESTR_GATEWAY__FIRST_BYTE_TIMEOUT_S": "36"}
+    world = await open_world("--carriage", "nostr", environment=patience)
+    world.a.kill()
+    async with asyncio.timeout(34):  # and so before its time is over
+        answer = await ask(world)
+    assert answer.headers["x-nodestr-provider"] == world.b.keys.npub
+    assert sorted(await states(world)) in (["reclaimed", "sent"], ["reclaimed", "settled"])
+    await world.gateway.stop()
+    await world.a.start()
+    await world.assert_conserved()
+
+
 async def test_a_warm_start_needs_no_relay(open_world: Open) -> None:
     world = await open_world("--carriage", "http")
     assert (await ask(world)).status_code == 200

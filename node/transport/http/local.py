@@ -55,7 +55,9 @@ def _check(
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer":
             given = request.headers.get("X-API-Key", "")
-        if not hmac.compare_digest(given.strip().encode(), key.encode()):
+        # bytes that are no UTF-8 come as surrogates
+        sent = given.strip().encode("utf-8", "surrogateescape")
+        if not hmac.compare_digest(sent, key.encode()):
             raise InvalidApiKey("this gateway wants the key it was started with")
 
 

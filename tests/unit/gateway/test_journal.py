@@ -15,7 +15,7 @@ from node.core.money import Msat
 from node.core.pricing import Price
 from node.gateway.asked import MAX_KEPT_BYTES, Asked
 from node.gateway.journal import Journal, Place, Record, Spending
-from node.ledger.database import Database
+from node.ledger.database import Database, StorageError
 
 PLACE = Place("a" * 64, "d", "name", "https://a.example.com", ("wss://r.example.com",))
 
@@ -139,9 +139,25 @@ async def test_what_is_too_long_is_not_kept(database: Database) -> None:
 async def test_a_wallet_of_before_is_brought_up_to_date(tmp_path: Path) -> None:
     database = await Database.open(tmp_path / "wallet.db")
     await (await Journal.open(database)).begin(spending())
-    for statement in ("DROP TABLE gateway_requests", "UPDATE gateway_schema SET version = 1"):
+    for statement in (
+        "DROP TABLE gateway_requests",
+        "DROP INDEX gateway_spendings_operation",
+        "ALTER TABLE gateway_spendings DROP COLUMN operation",
+        "UPDATE gateway_schema SET version = 1",
+    ):
         await database.write(lambda conn, text=statement: conn.execute(text))  # type: ignore[misc]
     journal = await Journal.open(database)
     assert (await journal.spending("s")).state == "begun"
     assert await journal.asked("s") is None
     await database.close()
+
+
+async def test_a_wallet_of_a_newer_program_is_left_alone(database: Database) -> None:
+    await Journal.open(database)
+    await database.write(lambda conn: conn.execute("UPDATE gateway_schema SET version = 99"))
+    with pytest.raises(StorageError, match="newer"):
+        await Journal.open(database)
+    rows = await database.read(
+        lambda conn: conn.execute("SELECT version FROM gateway_schema").fetchall()
+    )
+    assert [row["version"] for row in rows] == [99]

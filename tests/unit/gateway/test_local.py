@@ -70,11 +70,11 @@ async def test_pages(
     [
         ({}, 401), ({"Authorization": "Bearer secret"}, 200), ({"X-API-Key": "secret"}, 200),
         ({"Authorization": "Bearer secre"}, 401), ({"Authorization": "Basic secret"}, 401),
-        ({"X-API-Key": "ä"}, 401),
+        ({"X-API-Key": "ä"}, 401), ({"Authorization": "Bearer \udcff"}, 401),
     ],
 )  # fmt: skip
 async def test_keys(serve: Open, headers: dict[str, str], status: int) -> None:
     http = await serve(key="secret")
-    raw = {name: value.encode() for name, value in headers.items()}
+    raw = {name: value.encode("utf-8", "surrogateescape") for name, value in headers.items()}
     assert (await http.get("/v1/models", headers=raw)).status_code == status
     assert (await http.get("/health/live")).status_code == 200
