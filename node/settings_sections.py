@@ -111,15 +111,15 @@ class HttpSettings(Section):
     max_buffered_bytes: SizeBytes = 256 * MIB
     """Most bytes of request bodies kept in memory, of all requests; beyond, clients are asked to
     come back later."""
-    body_timeout_s: Seconds = 60
+    body_timeout_s: Annotated[Seconds, Field(ge=1)] = 60
     """Deadline for a request's body to arrive."""
     trusted_proxies: tuple[NetworkRange, ...] = ()
     """Addresses or networks of reverse proxies whose X-Forwarded-For is believed; without it all
     clients behind a proxy share one limit."""
-    stream_keepalive_s: Seconds = 15
+    stream_keepalive_s: Annotated[Seconds, Field(ge=1)] = 15
     """A stream in which nothing was said for so long gets a comment, so that nobody between takes
     it for dead."""
-    keepalive_timeout_s: Seconds = 75
+    keepalive_timeout_s: Annotated[Seconds, Field(ge=1)] = 75
     """How long an idle connection is kept, and how long headers may take."""
     pages: bool = True
     """Show web pages for people at /, /providers (the market) and /docs (this interface)."""

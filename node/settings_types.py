@@ -17,6 +17,8 @@ from pydantic import BeforeValidator, Field, GetCoreSchemaHandler, PlainSerializ
 from pydantic_core import CoreSchema, core_schema
 
 MAX_SECRET_BYTES = 16_384
+MAX_RELAY_URL_CHARS = 2048
+"""Longer ones are not connected to."""
 
 _HOW = (
     'a secret may not stand here; write a reference to it: "file:/path" (mode 0600), '
@@ -150,7 +152,10 @@ def _onion_url(value: object) -> str:
 
 
 def _relay_url(value: object) -> str:
-    return _split(value, ("ws", "wss")).rstrip("/")
+    url = _split(value, ("ws", "wss")).rstrip("/")
+    if len(url) > MAX_RELAY_URL_CHARS:
+        raise ValueError(f"must have at most {MAX_RELAY_URL_CHARS} characters")
+    return url
 
 
 def _socks_url(value: object) -> str:
@@ -207,7 +212,7 @@ def _split(value: object, schemes: tuple[str, ...]) -> str:
         raise ValueError("is not a URL") from None
     if parts.scheme not in schemes or not host:
         raise ValueError(f"must be a URL beginning with {allowed}")
-    if parts.username or parts.password:
+    if "@" in parts.netloc:
         raise ValueError("must not hold a user name or password")
     if parts.query or parts.fragment or not value.isprintable() or " " in value:
         raise ValueError("must hold no query, fragment or white space")
@@ -249,10 +254,12 @@ def _decimal(value: object) -> object:
 
 Exact = Annotated[Decimal, BeforeValidator(_decimal), PlainSerializer(str, when_used="json")]
 """A decimal number without exponent; text in TOML, where numbers with a point are floats."""
-Whole = Annotated[int, BeforeValidator(_exact)]
-Count = Annotated[int, BeforeValidator(_exact), Field(ge=1)]
+# JSON has no larger ones that every program reads, and SQLite none above 2**63.
+_Int = Annotated[int, Field(gt=-(2**53), lt=2**53)]
+Whole = Annotated[_Int, BeforeValidator(_exact)]
+Count = Annotated[_Int, BeforeValidator(_exact), Field(ge=1)]
 AmountMsat = Annotated[int, BeforeValidator(_exact), Field(ge=0, lt=2**53)]
-SizeBytes = Annotated[int, BeforeValidator(_exact), Field(ge=1024)]
+SizeBytes = Annotated[_Int, BeforeValidator(_exact), Field(ge=1024)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False, le=31_536_000)]
 Line = Annotated[str, BeforeValidator(_words), Field(max_length=1000)]
 PublicUrl = Annotated[str, BeforeValidator(_public_url)]

@@ -7,7 +7,7 @@ from typing import Any
 import structlog
 
 from node.admin.lockout import Lockout
-from node.admin.password import MAX_CHARS, Password, PasswordCheck
+from node.admin.password import MAX_CHARS, Password, PasswordCheck, fingerprint_of
 from node.admin.sessions import Sessions
 from node.errors import InvalidValue, NotFound, WrongPassword
 from node.service.limits import network_of
@@ -77,7 +77,8 @@ class Auth:
             )
             raise WrongPassword
         self._lockout.succeed(network)
-        token = await self._sessions.open()
+        # of the password that was checked: it may have become another meanwhile
+        token = await self._sessions.open(fingerprint_of(hashed))
         log.info("admin_login", address=address)
         return token
 
@@ -92,8 +93,8 @@ class Auth:
 
     async def logout(self, token: str | None, address: str) -> None:
         """End the session."""
-        await self._sessions.close(token)
-        log.info("admin_logout", address=address)
+        if await self._sessions.close(token):
+            log.info("admin_logout", address=address)
 
     def close(self) -> None:
         """Let nobody in any more."""

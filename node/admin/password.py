@@ -61,6 +61,11 @@ def matches(hashed: str, password: str) -> bool:
         return False
 
 
+def fingerprint_of(hashed: str) -> bytes:
+    """What sessions are bound to: another one for another password."""
+    return hashlib.sha256(hashed.encode()).digest()
+
+
 class Password:
     """The password in force: once a second it is looked whether there is another, so that a new
     one holds at once.
@@ -99,8 +104,8 @@ class Password:
 
     @property
     def fingerprint(self) -> bytes:
-        """What sessions are bound to: another one for another password."""
-        return hashlib.sha256((self.hash or "").encode()).digest()
+        """Of the password in force, see ``fingerprint_of``."""
+        return fingerprint_of(self.hash or "")
 
     def _load(self) -> str | None:
         try:

@@ -70,15 +70,15 @@ class Sessions:
         self.terms = terms or SessionTerms()
         self._clock = clock
 
-    async def open(self) -> str:
-        """The token of a new session."""
+    async def open(self, password: bytes) -> str:
+        """The token of a new session, opened with the password of that fingerprint."""
         token = secrets.token_urlsafe(32)
         now = int(self._clock())
         terms = self.terms
         await self._store.prune(
             created_before=int(now - terms.max_s), used_before=int(now - terms.idle_s)
         )
-        await self._store.add(_digest(token), self._password(), now, most=terms.max_sessions)
+        await self._store.add(_digest(token), password, now, most=terms.max_sessions)
         return token
 
     async def check(self, token: str | None, *, use: bool = True) -> int:
@@ -106,10 +106,15 @@ class Sessions:
             ends_at = min(now + terms.idle_s, created_at + terms.max_s)
         return int(ends_at)
 
-    async def close(self, token: str | None) -> None:
-        """End the session, if there is one."""
-        if token is not None and _TOKEN.fullmatch(token):
-            await self._store.remove(_digest(token))
+    async def close(self, token: str | None) -> bool:
+        """End the session; whether there was one. Strangers' tokens are only looked for."""
+        if token is None or not _TOKEN.fullmatch(token):
+            return False
+        digest = _digest(token)
+        if await self._store.find(digest) is None:
+            return False
+        await self._store.remove(digest)
+        return True
 
 
 def _digest(token: str) -> bytes:

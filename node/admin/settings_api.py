@@ -11,7 +11,6 @@ import contextlib
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args, get_origin
 
 import structlog
@@ -20,8 +19,10 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from node import settings as node_settings
+from node.admin.addresses import check_addresses
 from node.admin.exchange import AdminRequest, AdminRoute
 from node.admin.overrides import FIXED, changed_keys, patched, write_overrides
+from node.admin.references import check_references
 from node.errors import InvalidValue
 from node.reload import KeyPath, Reloader, dotted
 from node.settings import Settings, SettingsError
@@ -87,7 +88,7 @@ class SettingsApi:
         """
         async with self._reloader.lock:
             sources, fresh = await asyncio.to_thread(self._checked, patch)
-            await asyncio.to_thread(self._check_secrets, fresh)
+            await asyncio.to_thread(self._check_start, sources, fresh)
             await asyncio.to_thread(write_overrides, sources.overrides_path, sources.overrides)
             self._overrides = sources.overrides
             outcome = await self._reloader.adopt(fresh)
@@ -112,21 +113,13 @@ class SettingsApi:
             key, colon, _ = problem.partition(": ")
             raise InvalidValue(problem, param=key if colon and " " not in key else None) from None
 
-    def _check_secrets(self, fresh: Settings) -> None:
-        """References that are new must lead to a secret, and not to one of the node itself."""
-        running = self._reloader.settings
-        known = dict(running.secrets()).items()
-        document = fresh.document()
-        for key, secret in fresh.secrets():
-            if not key.startswith("upstreams") or (key, secret) in known:
-                continue
-            name = _named(key, document)
-            try:
-                value = secret.resolve()
-            except SettingsError as error:
-                raise InvalidValue(f"{name}: {error}", param=name) from None
-            if _is_own(secret, value, running):
-                raise InvalidValue(f"{name}: must not be a secret of the node itself", param=name)
+    def _check_start(self, sources: Layers, fresh: Settings) -> None:
+        """What a change could do at the next start that it must not; raises InvalidValue."""
+        standing = [self._reloader.settings]
+        with contextlib.suppress(SettingsError):  # who can write the file can do as they like
+            standing.append(node_settings.settings_of(replace(sources, overrides={})))
+        check_references(fresh, standing)
+        check_addresses(fresh, standing)
 
     def _described(self, settings: Settings, sources: Layers) -> dict[str, dict[str, Any]]:
         shown: dict[str, dict[str, Any]] = {}
@@ -198,14 +191,3 @@ def _named(text: str, document: Mapping[str, Any]) -> str:
             return match[0]
 
     return _INDEX.sub(name, text, count=1)
-
-
-def _is_own(secret: SecretRef, value: str, running: Settings) -> bool:
-    """Whether a secret for somebody else holds one of the node's, however it is reached, or is a
-    file of its database."""
-    for own in (running.node.secret_key, running.admin_hash):
-        with contextlib.suppress(SettingsError):
-            if own.resolve() in value:
-                return True
-    kept = running.node.data_dir.resolve()
-    return secret.scheme == "file" and Path(secret.name).resolve().is_relative_to(kept)

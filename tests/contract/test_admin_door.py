@@ -20,6 +20,9 @@ from tests.fakes.http_node import parts, running, wait
 
 HEADERS = {"Cookie": "__Host-nodestr=good", "Sec-Fetch-Site": "same-origin"}
 
+ODD = {"said": "half \ud83d", "many": 1 << 70}
+"""What some JSON libraries neither write nor read, and strangers may have made."""
+
 
 class Auth:
     """Lets in who has the word."""
@@ -69,6 +72,7 @@ class Desk:
             AdminRoute("GET", "/things/{id}/parts", self.echo("parts")),
             AdminRoute("POST", "/slow", self.slow),
             AdminRoute("GET", "/broken", self.broken),
+            AdminRoute("GET", "/odd", self.odd),
             AdminRoute("GET", "/stream", stream=self.stream),
         ]
 
@@ -84,6 +88,9 @@ class Desk:
         await self.go_on.wait()
         self.done.set()
         return {}
+
+    async def odd(self, asked: AdminRequest) -> dict[str, Any]:
+        return ODD
 
     async def broken(self, asked: AdminRequest) -> None:
         raise RuntimeError("a secret")
@@ -162,6 +169,37 @@ async def test_a_bug_tells_nothing() -> None:
         assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
         assert "secret" not in answer.text
         assert answer.headers["cache-control"] == "no-store"
+
+
+async def test_what_others_said_is_shown_however_odd() -> None:
+    async with served() as world:
+        assert json.loads((await world.get("/odd")).content) == ODD
+        async with world.http.stream("GET", "/admin/api/stream", headers=HEADERS) as stream:
+            world.desk.events.put_nowait(ODD)
+            world.desk.events.put_nowait(None)
+            lines = [line async for line in stream.aiter_lines() if line.startswith("data")]
+        assert json.loads(lines[0].removeprefix("data: ")) == ODD
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/%61dmin/api/things",
+        "/admin%2fapi/things",
+        "//admin/api/things",
+        "/x/../admin/api/things",
+        "/v1/../admin/api/things",
+        "/ADMIN/api/things",
+    ],
+)
+async def test_a_path_that_a_proxy_may_not_know_leads_nowhere(path: str) -> None:
+    auth, desk = Auth(), Desk()
+    async with running(admin=AdminDoor(auth, desk.routes())) as node:
+        headers = "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items())
+        answer = await node.raw(
+            f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{headers}Connection: close\r\n\r\n".encode()
+        )
+    assert not desk.asked, answer
 
 
 async def test_where_it_is_off_pages_are_too() -> None:

@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import re
+import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -271,6 +272,43 @@ async def test_a_price_changes_at_once(shop: Shop) -> None:
     assert again == before
 
 
+async def test_a_call_under_way_keeps_its_price_and_its_model(shop: Shop) -> None:
+    """Streamed: one while the price becomes another, one while the model goes."""
+    key = await shop.account(200)
+    headers = {"Authorization": f"Bearer {key}"}
+    plain = (await shop.post(key, "/v1/chat/completions", BODY)).json()["usage"]["cost"]
+    earned = (await shop.quiet_books()).revenue_msat
+    entry = {"upstream": "upstream", "per_request_msat": 700, "context_length": 8192}
+    entry |= {"upstream_id": OFFER.model, "max_output_tokens": 64}
+    async with (
+        operator(shop.node) as someone,
+        httpx.AsyncClient(base_url=shop.node.url, headers=headers, timeout=60) as client,
+    ):
+        assert (await someone.patch({"models": {"going": entry}})).status_code == 200
+        for model, patch, cost in (
+            (OFFER.model, {OFFER.model: {"per_request_msat": 9_000_000}}, plain),
+            ("going", {"going": None}, 700),
+        ):
+            body = BODY | {"model": model, "stream": True, "max_tokens": 64}
+            shop.upstream.delay_s = 0.1
+            try:
+                async with client.stream("POST", "/v1/chat/completions", json=body) as stream:
+                    lines = stream.aiter_lines()
+                    first = await anext(lines)
+                    assert (await someone.patch({"models": patch})).status_code == 200
+                    shop.upstream.delay_s = 0
+                    rest = [first, *[line async for line in lines]]
+            finally:
+                shop.upstream.delay_s = 0
+            assert rest[-2:] == ["data: [DONE]", ""]
+            earned, before = (await shop.quiet_books()).revenue_msat, earned
+            assert earned - before == cost, model
+        answer = await shop.post(key, "/v1/chat/completions", BODY)
+        assert answer.status_code == 402, "the new price"
+        assert (await shop.post(key, "/v1/chat/completions", BODY | {"model": "going"})).is_error
+        assert (await someone.patch({"models": {OFFER.model: None}})).status_code == 200
+
+
 async def test_a_model_comes_and_goes(shop: Shop) -> None:
     async with operator(shop.node) as someone:
         entry = {
@@ -320,6 +358,60 @@ async def test_relays_and_the_name_change_at_once(shop: Shop) -> None:
         assert answer.json()["applied"] == ["node.name", "nostr.relays"]
         checks = (await someone.http.get("/health/ready")).json()["checks"]
         assert {name for name in checks if name.startswith("relay ")} == {f"relay {shop.relay.url}"}
+
+
+async def test_an_answer_over_relays_that_are_no_longer_wanted_arrives(shop: Shop) -> None:
+    key = await shop.account(100)
+    body = json.dumps(BODY | {"stream": True, "max_tokens": 64}).encode()
+    headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
+    async with (
+        EmbeddedRelay() as another,
+        operator(shop.node) as someone,
+        NostrClient([shop.relay.url]) as client,
+    ):
+        shop.upstream.delay_s = 0.1
+        try:
+            path = "/v1/chat/completions"
+            async with client.stream(
+                shop.node.keys.pubkey, "POST", path, headers=headers, body=body
+            ) as stream:
+                got = b""
+                async for data in stream:
+                    if not got:
+                        answer = await someone.patch({"nostr": {"relays": [another.url]}})
+                        assert answer.json()["applied"] == ["nostr.relays"]
+                        shop.upstream.delay_s = 0
+                    got += data
+        finally:
+            shop.upstream.delay_s = 0
+            assert (await someone.patch({"nostr": None})).status_code == 200
+    assert got.rstrip().endswith(b"data: [DONE]")
+    assert (await shop.quiet_books()).held_msat == 0
+
+
+async def test_overrides_stay_when_the_files_are_read_again(shop: Shop) -> None:
+    text = shop.node.config_file.read_text()
+    async with operator(shop.node) as someone:
+
+        async def info() -> dict[str, Any]:
+            return dict((await someone.http.get("/v1/info")).json())
+
+        await someone.patch({"node": {"name": "overridden"}})
+        other = text.replace('name = "node"', 'name = "other"').replace("nodestr demo", "tests")
+        shop.node.config_file.write_text(other)
+        try:
+            assert shop.node.pid is not None
+            os.kill(shop.node.pid, signal.SIGHUP)
+            async with asyncio.timeout(30):
+                while (await info())["description"] != "a node of the tests":
+                    await asyncio.sleep(0.05)
+            assert (await info())["name"] == "overridden"
+            await someone.patch({"node": None})
+            assert (await info())["name"] == "other"
+        finally:
+            shop.node.config_file.write_text(text)
+            await someone.patch({"node": None})
+        assert (await info())["name"] == "node"
 
 
 async def test_payouts_and_refunds_change_at_once_but_not_whether_there_are_any(shop: Shop) -> None:
@@ -382,10 +474,12 @@ async def test_the_keys_of_the_node_are_no_keys_of_upstreams(shop: Shop) -> None
     home = shop.node.directory
     link = home / "innocent"
     link.symlink_to(home / "node.key")
+    (home / "node.key.20260101-000000.bak").write_text("a key it had before")
     async with operator(shop.node) as someone:
         for file in (
             home / "node.key",
             link,
+            home / "node.key.20260101-000000.bak",
             home / "x" / ".." / "node.key",
             shop.node.database.parent / "admin.hash",
         ):

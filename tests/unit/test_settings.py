@@ -18,9 +18,11 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 from structlog.testing import capture_logs
 
+from discovery.nostr.relay import normalize_url
 from node.core.money import Msat
 from node.core.pricing import Price
 from node.settings import SecretRef, Settings, SettingsError, load
+from node.settings_sections import LimitSettings, NostrSettings
 from node.settings_sources import _required
 
 EXAMPLE = Path(__file__).parents[2] / "config" / "node.example.toml"
@@ -532,3 +534,25 @@ def test_a_reference_parses_to_itself_or_is_refused(text: str) -> None:
 def test_references_that_lead_elsewhere(text: str) -> None:
     with pytest.raises(ValueError, match="reference"):
         SecretRef.parse(text)
+
+
+@given(
+    host=st.sampled_from(
+        ["r.example", "@r.example", "a@r.example", "[::1]", "[::1", "ü.example", ""]
+    )
+    | st.text(max_size=10),
+    rest=st.sampled_from(["", "/", ":0", ":99999", ":x", "/p?q", "/p#f", "/" + "x" * 3000])
+    | st.text(max_size=10),
+)
+def test_relays_that_are_taken_can_be_connected_to(host: str, rest: str) -> None:
+    """Else a start would fail for what was called valid."""
+    with contextlib.suppress(ValidationError):
+        for url in NostrSettings(relays=(f"wss://{host}{rest}",)).relays:
+            normalize_url(url)
+
+
+def test_no_number_is_larger_than_json_and_the_database_can_hold() -> None:
+    for value in (2**53, str(2**53), "9" * 30):
+        with pytest.raises(ValidationError, match="less than"):
+            LimitSettings.model_validate({"requests_per_minute": value})
+    assert LimitSettings(requests_per_minute=2**53 - 1)

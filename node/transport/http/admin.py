@@ -32,7 +32,7 @@ from node.errors import (
     RateLimitExceeded,
     UnsupportedMedia,
 )
-from node.transport.http.admin_events import RETRY_S, Streams, StreamTerms
+from node.transport.http.admin_events import RETRY_S, Streams, StreamTerms, dump
 from node.transport.http.body import BodyBudget, BodyLimits, read_body
 from node.transport.http.encode import common_headers, error_response
 from node.transport.http.same_site import SAFE, SameSite
@@ -246,13 +246,9 @@ def _query(request: web.BaseRequest) -> dict[str, str]:
     return values
 
 
-def _dump(document: Any) -> bytes:
-    return orjson.dumps(document, option=orjson.OPT_PASSTHROUGH_DATETIME)
-
-
 def _json(document: Any, id_: str) -> web.Response:
     headers = common_headers(id_) | {"content-type": "application/json"} | _NO_STORE
-    return web.Response(status=200, body=_dump(document), headers=headers)
+    return web.Response(status=200, body=dump(document), headers=headers)
 
 
 def _empty(id_: str) -> web.Response:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -108,7 +109,7 @@ class Streams:
                         break
                     if event is _END:
                         break
-                    await self._write(response.write(b"data: %b\n\n" % orjson.dumps(event)))
+                    await self._write(response.write(b"data: %b\n\n" % dump(event)))
                     following = asyncio.ensure_future(_next(events))
                 if loop.time() - checked_at >= self._terms.keepalive_s:
                     checked_at = loop.time()
@@ -133,6 +134,14 @@ class Streams:
                 await writing
         except TimeoutError:
             raise ConnectionResetError("the page does not read") from None
+
+
+def dump(document: Any) -> bytes:
+    """As JSON on one line, whatever others have said in it."""
+    try:
+        return orjson.dumps(document)
+    except TypeError:  # what only the standard library can write: a huge integer, half a character
+        return json.dumps(document, default=str).encode()
 
 
 _END = object()

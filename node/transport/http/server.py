@@ -153,7 +153,9 @@ class _Handler:
         self, http_request: web.BaseRequest, path: str, id_: str
     ) -> web.StreamResponse | None:
         """What is for people: the admin endpoints and the pages. None: it is neither."""
-        if self._admin is not None and (path == "/admin" or path.startswith("/admin/")):
+        if self._admin is not None and _is_admin(path):
+            if not _is_admin(http_request.rel_url.raw_path):  # past a proxy that keeps it to itself
+                raise NotFound
             peer = self._peers.address(http_request)
             answer = await self._admin.handle(http_request, id_, peer, self._budget)
             if answer is not None:
@@ -188,3 +190,7 @@ class _Handler:
             ok, checks = await self._health.ready()
         document = {"status": "ok" if ok else "unavailable", "checks": dict(checks)}
         return json_response(200 if ok else 503, document, id_)
+
+
+def _is_admin(path: str) -> bool:
+    return path == "/admin" or path.startswith("/admin/")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import argon2
 import pytest
+import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -225,7 +226,7 @@ async def test_a_session_ends_by_age_and_by_idleness(database: Database) -> None
     clock = Clock()
     store = SqliteAdminSessions(database)
     sessions = Sessions(store, lambda: b"p", SessionTerms(idle_s=100, max_s=250), clock)
-    token = await sessions.open()
+    token = await sessions.open(b"p")
     assert await sessions.check(token) == clock.now + 100
     clock.now += 90
     assert await sessions.check(token, use=False) == clock.now + 10
@@ -238,7 +239,7 @@ async def test_a_session_ends_by_age_and_by_idleness(database: Database) -> None
     clock.now -= 70
     with pytest.raises(NotLoggedIn):
         await sessions.check(token)
-    idle = await sessions.open()
+    idle = await sessions.open(b"p")
     clock.now += 100
     with pytest.raises(NotLoggedIn):
         await sessions.check(idle)
@@ -247,7 +248,8 @@ async def test_a_session_ends_by_age_and_by_idleness(database: Database) -> None
 async def test_another_password_and_logout_end_a_session(database: Database) -> None:
     fingerprint = [b"one"]
     sessions = Sessions(SqliteAdminSessions(database), lambda: fingerprint[0])
-    first, second = await sessions.open(), await sessions.open()
+    first, second = await sessions.open(b"one"), await sessions.open(b"one")
+    assert not await sessions.close("x" * 43)
     await sessions.close(first)
     with pytest.raises(NotLoggedIn):
         await sessions.check(first)
@@ -266,10 +268,10 @@ async def test_of_too_many_sessions_the_one_used_longest_ago_goes(database: Data
     sessions = Sessions(store, lambda: b"p", SessionTerms(max_sessions=3), clock)
     tokens = []
     for _ in range(3):
-        tokens.append(await sessions.open())
+        tokens.append(await sessions.open(b"p"))
         clock.now += 60
     await sessions.check(tokens[0])
-    tokens.append(await sessions.open())
+    tokens.append(await sessions.open(b"p"))
     alive = []
     for token in tokens:
         try:
@@ -316,6 +318,35 @@ async def test_the_right_password_opens_a_session(database: Database) -> None:
     await door.logout(token, "192.0.2.1")
     with pytest.raises(NotLoggedIn):
         await door.session(token)
+
+
+async def test_a_password_that_is_replaced_while_it_is_checked_opens_nothing(
+    database: Database,
+) -> None:
+    hashes, clock = {"now": HASH}, Clock()
+
+    class Slow(PasswordCheck):
+        async def check(self, hashed: str, password: str) -> bool:
+            right = await super().check(hashed, password)
+            hashes["now"] = CHEAP.hash("another password")
+            clock.now += 2
+            return right
+
+    password = Password(lambda: hashes["now"], lambda: hashes["now"], clock)
+    sessions = Sessions(SqliteAdminSessions(database), lambda: password.fingerprint)
+    door = Auth(password, sessions, Lockout(TERMS), Slow())
+    token = await door.login(WORD, "192.0.2.1")
+    with pytest.raises(NotLoggedIn):
+        await door.session(token)
+
+
+async def test_logging_out_without_a_session_is_not_told(database: Database) -> None:
+    door = auth(database)
+    token = await door.login(WORD, "192.0.2.1")
+    with structlog.testing.capture_logs() as lines:
+        for given in (None, "x", "x" * 43, token, token):
+            await door.logout(given, "192.0.2.9")
+    assert [line["event"] for line in lines] == ["admin_logout"]
 
 
 async def test_wrong_passwords_count_for_the_network(database: Database) -> None:
