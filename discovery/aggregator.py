@@ -16,6 +16,7 @@ from pathlib import Path
 from discovery.announcement import Announcement
 from discovery.directory import Directory
 from discovery.netguard import NetGuard
+from discovery.nostr.limits import STRANGERS
 from discovery.nostr.pool import RelayPool
 from discovery.probe import Prober, ProbeResult
 from discovery.probing import Probe
@@ -74,7 +75,9 @@ async def aggregator(
         pool = await stack.enter_async_context(RelayPool(relays))
         readers = None
         if max_learnt_relays:
-            readers = await stack.enter_async_context(RelayPool([], guard=guard.check_relay_url))
+            readers = await stack.enter_async_context(
+                RelayPool([], guard=guard.check_relay_url, limits=STRANGERS)
+            )
         store = None
         if database is not None:
             store = await stack.enter_async_context(await DirectoryStore.open(database))

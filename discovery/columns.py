@@ -128,7 +128,7 @@ class Offers(Sequence[ModelOffer]):
     def read(cls, document: list[Any]) -> Offers:
         """What :meth:`document` gave. Raises ValueError, TypeError, IndexError for others."""
         ids, names, numbers, table, which = document
-        if not len(ids) == len(names) == len(which) == len(numbers) // _NUMBERS:
+        if not len(ids) == len(names) == len(which) or len(numbers) != _NUMBERS * len(ids):
             raise ValueError("columns of different lengths")
         known = [
             _one_terms(words(modalities), words(endpoints), priced, one_other(*other))

@@ -3,7 +3,9 @@
 A relay is named by a node in its announcement (``relay``) and in its relay list (NIP-65, kind
 10002). Keys cost nothing, so only nodes that a probe has verified have a say, and all that answer
 under one site have one vote together: of whom nothing but keys is known (relays, onion services)
-there is one site in all. Learnt relays are read and never written to.
+there is one site in all. Learnt relays are read and never written to. Of one server one URL is
+read, and none of a server of ours: whoever names it in many spellings would have us connect as
+often.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import asyncio
 import ipaddress
 import random
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from urllib.parse import urlsplit
 
@@ -28,10 +30,14 @@ from discovery.snapshot import Provider
 log = structlog.get_logger()
 
 _MAX_VOTERS = 1_000
+_VOTERS_PER_SITE = 20
+"""Nobody is to fill the list of voters with nodes of his own."""
 _AUTHORS_PER_QUERY = 200
 _RELAYS_PER_VOTER = 8
 _MAX_RELAY_CHARS = 200
 _MAX_DISMISSED = 1_000
+_AT_ONCE = 50
+"""Voters that are counted before others have their turn: each takes up to 0.3 ms."""
 
 
 class Learner:
@@ -69,8 +75,8 @@ class Learner:
         self._query_timeout_s = query_timeout_s
         self._clock = clock
         self._dismissed: OrderedDict[str, float] = OrderedDict()
-        """Until when, unix seconds."""
-        self._voters: dict[str, int] = {}
+        """Until when, unix seconds, by server."""
+        self._votes: dict[str, int] = {}
 
     def health(self) -> dict[str, RelayHealth]:
         """The relays that are read besides the operator's, and how each does."""
@@ -78,7 +84,7 @@ class Learner:
 
     def sites(self, url: str) -> int:
         """By how many sites a relay is named, as last counted."""
-        return self._voters.get(url, 0)
+        return self._votes.get(url, 0)
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -92,39 +98,56 @@ class Learner:
         """Choose anew; gives the relays that are read from now on."""
         if not any(health.connected for health in self._own.health().values()):
             return self._readers.urls  # it is us who are not there
-        voters = [p for p, _ in zip(self._proven(), range(_MAX_VOTERS), strict=False)]
+        voters = self._voting()
         lists = await self._relay_lists({provider.pubkey for provider in voters})
         self._dismiss_useless()
+        own = {_server(url) for url in self._own.urls}
         sites: dict[str, set[str]] = {}
-        for provider in voters:
+        for number, provider in enumerate(voters):
+            if number % _AT_ONCE == _AT_ONCE - 1:
+                await asyncio.sleep(0)
             named = (*provider.announcement.relays, *lists.get(provider.pubkey, ()))
-            for url in named[: 2 * _RELAYS_PER_VOTER]:
-                sites.setdefault(url, set()).update(_sites(provider))
-        self._voters = {url: len(of) for url, of in self._usable(sites).items()}
+            for text in named[: 2 * _RELAYS_PER_VOTER]:
+                if (url := self._usable(text, own)) is not None:
+                    sites.setdefault(url, set()).update(_sites(provider))
+        self._votes = {url: len(of) for url, of in sites.items()}
         read = self._readers.urls
         # ties are for those that are read already, so that nothing changes without need
-        ranked = sorted(self._voters, key=lambda u: (-self._voters[u], u not in read, u))
-        chosen = tuple(ranked[: self._max_relays])
+        ranked = sorted(self._votes, key=lambda u: (-self._votes[u], u not in read, u))
+        servers = dict[str, str]()
+        for url in ranked:
+            servers.setdefault(_server(url), url)
+        chosen = tuple(servers.values())[: self._max_relays]
         if set(chosen) != set(read):
             log.info("relays_learnt", relays=list(chosen))
             await self._readers.set_urls(chosen)
         return chosen
 
-    def _usable(self, sites: dict[str, set[str]]) -> dict[str, set[str]]:
-        own, found = set(self._own.urls), dict[str, set[str]]()
-        for text, of in sites.items():
-            try:
-                url = normalize_url(text)
-            except RelayError:
-                continue
-            if (
-                url not in own
-                and len(url) <= _MAX_RELAY_CHARS
-                and not is_onion(url)
-                and self._dismissed.get(url, 0) <= self._clock()
-            ):
-                found.setdefault(url, set()).update(of)
-        return found
+    def _voting(self) -> list[Provider]:
+        """The proven nodes that are asked, of no site too many."""
+        voters, of_site = list[Provider](), Counter[str]()
+        for provider in self._proven():
+            sites = _sites(provider)
+            if any(of_site[site] < _VOTERS_PER_SITE for site in sites):
+                of_site.update(sites)
+                voters.append(provider)
+            if len(voters) >= _MAX_VOTERS:
+                break
+        return voters
+
+    def _usable(self, text: str, own: set[str]) -> str | None:
+        """The URL of a relay that may be learnt."""
+        try:
+            url = normalize_url(text)
+        except RelayError:
+            return None
+        usable = (
+            _server(url) not in own
+            and len(url) <= _MAX_RELAY_CHARS
+            and not is_onion(url)
+            and self._dismissed.get(_server(url), 0) <= self._clock()
+        )
+        return url if usable else None
 
     def _dismiss_useless(self) -> None:
         """Those that are not there, or had no event for us since they were taken."""
@@ -134,8 +157,8 @@ class Learner:
                 or self._clock() - health.last_alive_at > self._interval_s
             )
             if gone or not health.events + health.duplicates:
-                self._dismissed[url] = self._clock() + self._dismiss_s
-                self._dismissed.move_to_end(url)
+                self._dismissed[_server(url)] = self._clock() + self._dismiss_s
+                self._dismissed.move_to_end(_server(url))
                 if len(self._dismissed) > _MAX_DISMISSED:
                     self._dismissed.popitem(last=False)
 
@@ -157,6 +180,10 @@ class Learner:
         }
 
 
+def _server(url: str) -> str:
+    return urlsplit(url).netloc
+
+
 def _sites(provider: Provider) -> set[str]:
     """Whose word it is: the ends of the names it was proven at, or the networks."""
     return {_site(url) for url in provider.verified_urls} or {""}
@@ -170,5 +197,7 @@ def _site(url: str) -> str:
         address = ipaddress.ip_address(host)
     except ValueError:
         return ".".join(host.split(".")[-2:])
+    if isinstance(address, ipaddress.IPv6Address):
+        address = address.ipv4_mapped or address
     bits = 24 if address.version == 4 else 48
     return str(ipaddress.ip_network(f"{address}/{bits}", strict=False))

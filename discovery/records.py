@@ -17,16 +17,16 @@ from typing import Any
 
 import orjson
 
-from discovery.announcement import Announcement
+from discovery.announcement import KIND_PROVIDER, Announcement
 from discovery.columns import Offers
 from discovery.health import Day, Health
-from discovery.nostr.event import Event, Tags
+from discovery.nostr.event import Event, Tags, is_hex_key
 from discovery.offers import ModelOffer, Page, PageRef, newest_set, words
 from discovery.probe import ProbeResult
 from discovery.registry import Entry, HeldPage, Tombs, Trust
 from discovery.reviews import Review
 
-_UNREADABLE = (KeyError, TypeError, IndexError)
+_UNREADABLE = (KeyError, TypeError, IndexError, AttributeError, OverflowError)
 
 
 def write_entry(entry: Entry) -> bytes:
@@ -56,6 +56,9 @@ def write_entry(entry: Entry) -> bytes:
 
 def read_entry(address: str, document: bytes, now: float) -> Entry:
     """The entry as it was. Raises ValueError, also for one that has expired by ``now``."""
+    kind, pubkey, d = (*address.split(":", 2), "", "")[:3]
+    if kind != str(KIND_PROVIDER) or not is_hex_key(pubkey) or not d:
+        raise ValueError("not the address of a provider")
     try:
         said = orjson.loads(document)
         entry = Entry(
@@ -172,7 +175,7 @@ def read_health(document: bytes) -> Health:
             [Day(*day) for day in said["days"]],
             listed_at=int(said["listed_at"]),
         )
-    except (*_UNREADABLE, AttributeError) as error:
+    except _UNREADABLE as error:
         raise ValueError(f"not a health record: {type(error).__name__}") from None
 
 

@@ -53,7 +53,8 @@ class DirectoryStore:
         try:
             return cls(await _connect(path))
         except sqlite3.Error as error:
-            if getattr(error, "sqlite_errorcode", None) in _NOT_THE_FILES_FAULT:
+            # the code may be an extended one
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _NOT_THE_FILES_FAULT:
                 raise OSError(f"{path} cannot be used now: {error}") from None
             log.warning("directory_file_renewed", reason=type(error).__name__)
         for suffix in ("", "-wal", "-shm"):
@@ -84,7 +85,10 @@ class DirectoryStore:
         query = "SELECT key, document FROM records WHERE kind = ?"
         async with self._connection.execute(query, (kind,)) as cursor:
             while rows := await cursor.fetchmany(batch):
-                yield [(str(key), bytes(document)) for key, document in rows]
+                yield [
+                    (str(key), document if isinstance(document, bytes) else b"")
+                    for key, document in rows
+                ]
 
     async def save(self, changes: Mapping[RecordKey, bytes | None]) -> None:
         """Write the documents and remove those that are None, in one transaction."""
@@ -115,6 +119,11 @@ async def _connect(path: Path) -> aiosqlite.Connection:
             await connection.commit()
         elif version != VERSION:
             raise sqlite3.DatabaseError("another version")
+        else:
+            # what is broken further in would fail each time it is read or written
+            async with connection.execute("PRAGMA quick_check(1)") as cursor:
+                if tuple(await cursor.fetchone() or ()) != ("ok",):
+                    raise sqlite3.DatabaseError("damaged")
     except BaseException:
         with contextlib.suppress(sqlite3.Error):
             await asyncio.shield(connection.close())

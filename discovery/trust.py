@@ -67,6 +67,8 @@ class Circle:
         self._retry_s = retry_s
         self._query_timeout_s = query_timeout_s
         self._distances: dict[str, int] = {operator: 0}
+        self._said: dict[tuple[str, int], Event] = {}
+        """The operator's newest lists: a relay that has an older one, or none, undoes nothing."""
 
     def __len__(self) -> int:
         return len(self._distances)
@@ -85,10 +87,16 @@ class Circle:
         """Read the lists anew; says whether there is one of the operator's. Without it what was
         known stays."""
         newest = await self._newest([self._operator], [KIND_FOLLOWS, KIND_MUTES])
-        follows = newest.get((self._operator, KIND_FOLLOWS))
-        if follows is None:
+        for key, event in newest.items():
+            known = self._said.get(key)
+            if known is None or event.created_at > known.created_at:
+                self._said[key] = event
+        if (self._operator, KIND_FOLLOWS) not in newest:
             return False
-        muted = set(self._named(newest.get((self._operator, KIND_MUTES))))
+        follows = self._said[self._operator, KIND_FOLLOWS]
+        mutes = self._said.get((self._operator, KIND_MUTES))
+        # all of them: the latest stand at the end
+        muted = set(mutes.values("p")) if mutes is not None else set[str]()
         distances = {self._operator: 0}
         lists = [follows]
         left = self._max_lists
@@ -112,9 +120,7 @@ class Circle:
             self._changed()
         return True
 
-    def _named(self, event: Event | None) -> Iterable[str]:
-        if event is None:
-            return ()
+    def _named(self, event: Event) -> Iterable[str]:
         return filter(is_hex_key, event.values("p")[: self._max_follows])
 
     async def _newest(self, authors: list[str], kinds: list[int]) -> dict[tuple[str, int], Event]:

@@ -15,6 +15,7 @@ from discovery.announcer import AnnouncementSource
 from discovery.directory import Directory
 from discovery.netguard import NetGuard
 from discovery.nostr.keys import Keys
+from discovery.nostr.limits import STRANGERS
 from discovery.nostr.pool import RelayPool
 from discovery.offers import ModelOffer, OtherPrices
 from discovery.probe import Prober
@@ -159,7 +160,9 @@ async def open_directory(
     readers = None
     if wanted.max_learnt_relays:
         # to strangers' relays nobody says who reads them
-        readers = await stack.enter_async_context(RelayPool([], guard=guard.check_relay_url))
+        readers = await stack.enter_async_context(
+            RelayPool([], guard=guard.check_relay_url, limits=STRANGERS)
+        )
     directory = Directory(
         pool,
         readers=readers,

@@ -12,6 +12,7 @@ import orjson
 from discovery.announcement import Announcement
 from discovery.errors import DiscoveryError
 from discovery.nostr.keys import parse_pubkey
+from discovery.nostr.limits import STRANGERS
 from discovery.nostr.relay import Guard
 from discovery.probe import ProbeResult
 from node.client.nostr import NostrClient, ReplyError, ReplyTimeout
@@ -47,6 +48,7 @@ class NostrProber:
                 max_reply_bytes=_MAX_INFO_BYTES * 4,
                 patience=self._patience,
                 guard=self._guard,
+                limits=STRANGERS,
             ) as client:
                 began = time.monotonic()
                 reply = await client.request(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 from discovery.nostr.event import MAX_EVENT_BYTES
 
@@ -41,10 +42,20 @@ class RelayLimits:
     max_message_bytes: int = 1_048_576
     max_event_bytes: int = MAX_EVENT_BYTES
     max_received_frames: int = 16
+    """Read from the connection ahead of us."""
+    max_frames_per_s: float = inf
+    """Of 4 KiB each, that are read on average; ``burst_s`` as much may come at once."""
+    burst_s: float = 10
     max_queued_frames: int = 256
     max_pending_oks: int = 1_000
     max_auths: int = 10
     """AUTH challenges answered per connection."""
+
+
+STRANGERS = RelayLimits(
+    max_message_bytes=2 * MAX_EVENT_BYTES, max_received_frames=4, max_frames_per_s=200
+)
+"""For relays that others chose: one that floods us takes about a fiftieth of a core."""
 
 
 @dataclass(frozen=True, slots=True)

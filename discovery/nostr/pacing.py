@@ -1,4 +1,5 @@
-"""How fast a relay wants its events, learned from what it answers; and how long an OK takes."""
+"""How fast a relay wants its events, learned from what it answers; how long an OK takes; and how
+much of what a relay sends is read."""
 
 from __future__ import annotations
 
@@ -9,6 +10,8 @@ _FASTEST_S: Final = 0.005
 """Below this interval there is no pace to keep."""
 _GAIN: Final = 0.125
 _SPREAD: Final = 4.0
+_FRAME_BYTES: Final = 4_096
+"""A longer frame counts as several."""
 
 
 def is_rate_limit(message: str) -> bool:
@@ -94,3 +97,22 @@ class RoundTrip:
             return
         self._deviation_s += 2 * _GAIN * (abs(duration_s - self._mean_s) - self._deviation_s)
         self._mean_s += _GAIN * (duration_s - self._mean_s)
+
+
+class Inflow:
+    """How much is read of a relay: what it sends faster waits in its own buffers.
+
+    Args:
+        per_s: frames of up to 4 KiB in a second, on average.
+        burst_s: how many seconds' worth may come at once.
+    """
+
+    def __init__(self, per_s: float, burst_s: float) -> None:
+        self._per_s = per_s
+        self._burst_s = burst_s
+        self._paid_until = 0.0
+
+    def pause_s(self, size: int, now: float) -> float:
+        """How long to read no further after a frame of ``size``; ``now`` on a steady clock."""
+        self._paid_until = max(self._paid_until, now) + (1 + size // _FRAME_BYTES) / self._per_s
+        return max(0.0, self._paid_until - now - self._burst_s)

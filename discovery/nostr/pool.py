@@ -13,7 +13,7 @@ from discovery.errors import RelayError
 from discovery.nostr.event import Event
 from discovery.nostr.filters import Filter
 from discovery.nostr.keys import Keys
-from discovery.nostr.limits import PublishResult, RelayLimits
+from discovery.nostr.limits import STRANGERS, PublishResult, RelayLimits
 from discovery.nostr.relay import Guard, Relay, RelayHealth, normalize_url
 from discovery.nostr.subscription import (
     DEFAULT_QUEUE_EVENTS,
@@ -44,7 +44,8 @@ class RelayPool:
         connect_timeout_s: for the guard and the connection together.
         ok_timeout_s: how long ``publish`` waits by default.
         limits: everything else one relay may cost us.
-        max_guests: relays outside the pool connected at once, for ``publish`` and ``query``.
+        max_guests: relays outside the pool connected at once, for ``publish`` and ``query``; of
+            them no more is read than ``STRANGERS`` allows.
         guest_idle_s: how long such a relay stays connected unused.
     """
 
@@ -64,9 +65,15 @@ class RelayPool:
         self._guard = guard
         self._ok_timeout_s = ok_timeout_s
         self._limits = replace(limits or RelayLimits(), connect_timeout_s=connect_timeout_s)
+        self._guest_limits = replace(
+            self._limits,
+            max_message_bytes=min(self._limits.max_message_bytes, STRANGERS.max_message_bytes),
+            max_received_frames=STRANGERS.max_received_frames,
+            max_frames_per_s=min(self._limits.max_frames_per_s, STRANGERS.max_frames_per_s),
+        )
         self._max_guests = max_guests
         self._guest_idle_s = guest_idle_s
-        self._relays = {url: self._relay(url) for url in map(normalize_url, urls)}
+        self._relays = {url: self._relay(url, self._limits) for url in map(normalize_url, urls)}
         self._guests: OrderedDict[str, Relay] = OrderedDict()
         self._idle: dict[str, asyncio.TimerHandle] = {}
         self._subscriptions: WeakSet[Subscription] = WeakSet()
@@ -123,7 +130,8 @@ class RelayPool:
                 continue
             if (timer := self._idle.pop(url, None)) is not None:
                 timer.cancel()
-            relay = self._guests.pop(url, None) or self._relay(url)
+            relay = self._guests.pop(url, None) or self._relay(url, self._limits)
+            relay.adopt(self._limits)
             self._relays[url] = relay
             if self._started:
                 relay.start()
@@ -271,8 +279,8 @@ class RelayPool:
 
     # relays outside the pool
 
-    def _relay(self, url: str) -> Relay:
-        return Relay(url, keys=self._keys, guard=self._guard, limits=self._limits)
+    def _relay(self, url: str, limits: RelayLimits) -> Relay:
+        return Relay(url, keys=self._keys, guard=self._guard, limits=limits)
 
     def _find(self, url: str) -> Relay:
         """The relay of that URL; one outside the pool is connected and kept for a while.
@@ -289,7 +297,7 @@ class RelayPool:
         if url not in self._guests:
             if len(self._guests) >= self._max_guests:
                 self._evict()
-            self._guests[url] = self._relay(url)
+            self._guests[url] = self._relay(url, self._guest_limits)
             self._guests[url].start()
         self._guests.move_to_end(url)
         return self._guests[url]

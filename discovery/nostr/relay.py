@@ -179,6 +179,10 @@ class Relay:
             interval_s=self._pacer.interval_s,
         )
 
+    def adopt(self, limits: RelayLimits) -> None:
+        """It is one of ours now: from its next connection on these hold."""
+        self._limits = limits
+
     def start(self) -> None:
         """Connect, and stay connected, in a task of its own."""
         if self._task is None:

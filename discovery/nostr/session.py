@@ -21,6 +21,7 @@ from discovery.nostr.filters import Matcher
 from discovery.nostr.keys import Keys
 from discovery.nostr.limits import Counters, PublishResult, RelayLimits
 from discovery.nostr.outgoing import Outgoing
+from discovery.nostr.pacing import Inflow
 from discovery.nostr.publishes import Publishes
 from discovery.nostr.quick_ack import quick_ack
 from discovery.nostr.subscription import Subscription
@@ -143,9 +144,13 @@ class Session:
 
     async def _read(self) -> None:
         acknowledge = quick_ack(self._socket.transport)
+        inflow = Inflow(self._limits.max_frames_per_s, self._limits.burst_s)
+        clock = asyncio.get_running_loop().time
         async for frame in self._socket:
             acknowledge()
             self._receive(frame)
+            if (pause_s := inflow.pause_s(len(frame), clock())) > 0:
+                await asyncio.sleep(pause_s)
         raise RelayError("the relay closed the connection")
 
     def _receive(self, frame: str | bytes) -> None:

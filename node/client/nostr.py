@@ -30,7 +30,7 @@ from discovery.nostr.giftwrap import (
     unwrap,
 )
 from discovery.nostr.keys import Keys, parse_pubkey
-from discovery.nostr.pool import RelayPool, Subscription
+from discovery.nostr.pool import RelayLimits, RelayPool, Subscription
 from discovery.nostr.relay import Guard
 from node.client.stream import (
     ClientReply,
@@ -66,6 +66,7 @@ class NostrClient:
         take_stored: also listen for stored copies, which carry change that got lost.
         max_reply_bytes: the longest reply taken.
         guard: judges the relays' addresses before each connect; see ``RelayPool``.
+        limits: what one relay may cost us.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class NostrClient:
         max_reply_bytes: int = 64 * 2**20,
         patience: Patience | None = None,
         guard: Guard | None = None,
+        limits: RelayLimits | None = None,
     ) -> None:
         self._keys = keys or Keys.generate()
         self._patience = patience or Patience()
@@ -88,6 +90,7 @@ class NostrClient:
             keys=self._keys,
             guard=guard,
             connect_timeout_s=self._patience.connect_timeout_s,
+            limits=limits,
         )
         preferred = GIFT_WRAP if stored else EPHEMERAL_GIFT_WRAP
         # Whoever listens to one kind only does not want to leave traces of the other.

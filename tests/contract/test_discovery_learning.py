@@ -135,6 +135,23 @@ async def test_the_most_named_by_different_sites_are_read(pool: RelayPool) -> No
         assert set(chosen) == set(readers.urls) == {"wss://good.example", "wss://other.example"}
 
 
+async def test_one_server_is_read_once_and_ours_not_again(pool: RelayPool) -> None:
+    own = pool.urls[0]
+    voter = proven("a.example", own, f"{own}/x", f"{own}?y=1", "wss://one.example/1")
+    again = proven("b.example", *(f"wss://one.example/{n}" for n in range(9)), "wss://two.example")
+    async with RelayPool([]) as readers:
+        chosen = await learner(pool, readers, voter, again, max_relays=8).review()
+        assert sorted(chosen) == ["wss://one.example/1", "wss://two.example"]
+
+
+async def test_nobody_fills_the_list_of_voters(pool: RelayPool) -> None:
+    crowd = [proven(f"n{n}.flood.example", f"wss://relay{n}.flood.example") for n in range(1_000)]
+    honest = [proven(site, "wss://good.example") for site in ("a.one", "a.two")]
+    async with RelayPool([]) as readers:
+        chosen = await learner(pool, readers, *crowd, *honest, max_relays=1).review()
+        assert chosen == ("wss://good.example",)
+
+
 async def test_keys_alone_have_no_say(pool: RelayPool) -> None:
     """A thousand fresh keys: of those that are not verified none counts, and those that are
     verified over relays alone count as one."""
@@ -208,6 +225,26 @@ async def test_distance_is_by_who_follows_whom(pool: RelayPool) -> None:
     narrow = Circle(pool, me.pubkey, lambda: None, max_keys=2, max_follows=1)
     await narrow.read()
     assert len(narrow) == 2
+
+
+async def test_a_relay_that_holds_lists_back_undoes_no_mute(
+    relay: StrictRelay, pool: RelayPool
+) -> None:
+    me, friend, muted, last = (Keys.generate() for _ in range(4))
+    old = me.sign(3, "", [("p", muted.pubkey)], int(time.time()) - 60)
+    mutes = follows(me, *(Keys.generate() for _ in range(3)), muted, last, kind=10_000)
+    for event in (follows(me, friend, muted, last), mutes):
+        await pool.publish(event)
+    circle = Circle(pool, me.pubkey, lambda: None, max_follows=3)
+    assert await circle.read()
+    assert [circle.distance(k.pubkey) for k in (friend, muted, last)] == [1, None, None]
+    async with strict_relay() as other:
+        await pool.set_urls([other.url])
+        await connected(pool)
+        assert not await circle.read()
+        await pool.publish(old)
+        assert await circle.read()
+    assert [circle.distance(k.pubkey) for k in (friend, muted, last)] == [1, None, None]
 
 
 async def test_without_a_list_of_the_operator_nobody_is_near(pool: RelayPool) -> None:

@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import AsyncIterator
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from discovery.errors import ForbiddenAddress, RelayError
 from discovery.nostr.event import Event, Rumor
 from discovery.nostr.giftwrap import GIFT_WRAP, unwrap, wrap
 from discovery.nostr.keys import Keys
+from discovery.nostr.pacing import Inflow
 from discovery.nostr.pool import RelayLimits, RelayPool, Subscription
 from discovery.nostr.relay import normalize_url
 from tests.fakes.relay_proxy import Line, relay_proxy
@@ -328,6 +330,26 @@ async def test_a_message_too_large_costs_the_connection_but_not_the_subscription
         event = note("after")
         assert (await pool.publish(event))[faulty.url].ok
         assert await take(subscription, 1) == [event]
+
+
+async def test_a_relay_that_floods_is_read_slowly(faulty: FaultRelay) -> None:
+    """What comes too fast waits at the relay's end; nothing that is asked for is lost."""
+    event = note("x")
+    faulty.events += [note(str(n)).to_dict() for n in range(20)] + [event.to_dict()]
+    limits = RelayLimits(max_frames_per_s=50, burst_s=0.1)
+    async with pool_of(faulty, limits=limits) as pool:
+        began = time.monotonic()
+        assert event in await pool.query([{"kinds": [1]}])
+        assert time.monotonic() - began > 0.2
+
+
+def test_how_much_is_read_depends_on_frames_and_bytes() -> None:
+    inflow = Inflow(100, 1)
+    assert [inflow.pause_s(400, 0.0) for _ in range(100)] == pytest.approx([0.0] * 100)
+    assert inflow.pause_s(400, 0.0) == pytest.approx(0.01)
+    assert inflow.pause_s(400_000, 10.0) == 0.0
+    assert inflow.pause_s(400_000, 10.0) == pytest.approx(2 * 0.98 - 1)
+    assert Inflow(inf, 10).pause_s(10**9, 0.0) == 0.0
 
 
 async def test_an_event_too_large_is_dropped(faulty: FaultRelay) -> None:

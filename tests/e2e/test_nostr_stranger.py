@@ -120,6 +120,29 @@ async def test_killed_before_the_answer_the_same_request_is_answered_and_charged
     await world.assert_coins_are_real()
 
 
+async def test_killed_in_the_middle_of_a_stream_the_same_request_brings_it_and_the_change(
+    world: World,
+) -> None:
+    world.upstream.fault = "stall"
+    async with stranger(world) as client:
+        request = chat(await world.purse.fund(60), "cut", stream=True, frames=True)
+        await client.send(request)
+        await client.replies(1)
+        world.node.kill()
+        world.upstream.fault = None
+        client.arrived.clear()
+        await world.node.start()
+        await client.send(request)
+        reply = await client.framed("cut")
+        assert reply.status == 200
+        assert b"[DONE]" in reply.body
+        cost = int(reply.trailers["x-cost-msat"])
+        assert await world.purse.receive(reply.trailers["x-cashu"]) == (60_000 - cost) // 1000
+    books = await world.quiet_books()
+    assert (books.received_msat, books.revenue_msat) == (60_000, cost)
+    await world.assert_coins_are_real()
+
+
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_cancelled_request_brings_its_change_and_can_be_asked_for_again(
     world: World, stream: bool

@@ -202,6 +202,23 @@ async def test_a_file_that_cannot_be_used_is_begun_anew(
     )
 
 
+async def test_a_file_damaged_further_in_is_begun_anew(file: Path, clock: Clock) -> None:
+    """Else each start would begin with nothing, and each attempt to store fail."""
+    async with opened(file, clock) as directory:
+        for _ in range(50):
+            directory.offer(provider(Keys.generate()))
+    connection = sqlite3.connect(file)
+    connection.execute("PRAGMA journal_mode = DELETE")
+    connection.close()
+    sound = file.read_bytes()
+    for start in range(4096, len(sound), 4096):
+        file.write_bytes(sound[:start] + b"\xaa" * 4096 + sound[start + 4096 :])
+        async with opened(file, clock) as directory:
+            directory.offer(provider(B))
+        listed = (await restored(file, clock)).providers
+        assert B.pubkey in [p.pubkey for p in listed]
+
+
 async def test_a_file_that_another_process_holds_is_left_alone(
     file: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,7 +257,30 @@ async def test_a_record_that_cannot_be_read_goes(file: Path, clock: Clock) -> No
         assert kept(file, kind) <= {address(B)}
 
 
-@pytest.mark.parametrize("document", [b"", b"{", b"null", b"7", b"[]", b"{}", b'[["x"]]', b'"x"'])
+async def test_damaged_records_keep_no_node_from_starting(file: Path, clock: Clock) -> None:
+    events = [provider(A), *pages(A, "m1")]
+    for damage in (
+        "key = replace(key, ':', ':zz')",
+        "key = 'nothing'",
+        "document = CAST(document AS TEXT)",
+        "document = 12345678901234",
+    ):
+        async with opened(file, clock) as directory:
+            for event in events:
+                directory.offer(event)
+        connection = sqlite3.connect(file)
+        connection.execute(f"UPDATE records SET {damage} WHERE kind = 'provider'")
+        connection.commit()
+        connection.close()
+        assert (await restored(file, clock)).providers == ()
+
+
+_TOO_LARGE = b'[["x"],[""],[18446744073709551615,0,0,0,0],[[[],[],true,[0,0,0,0,0,0]]],[0]]'
+
+
+@pytest.mark.parametrize(
+    "document", [b"", b"{", b"null", b"7", b"[]", b"{}", b'[["x"]]', b'"x"', _TOO_LARGE]
+)
 def test_no_document_breaks_a_reader(document: bytes) -> None:
     readers = (
         lambda d: read_entry(address(A), d, NOW),
