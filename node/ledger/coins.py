@@ -14,6 +14,12 @@ from node.core.ecash import Dleq, Proof
 from node.core.money import Msat, ceil_div, to_msat
 from node.ledger.counters import allocate
 
+_MIXED = (
+    "EXISTS (SELECT 1 FROM operations o WHERE o.account_id = a.id"
+    " AND o.kind IN ('receive', 'mint') AND (o.mint <> a.mint OR o.unit <> a.unit))"
+)
+"""Whether account ``a`` was topped up with coins of another mint than it was opened with."""
+
 
 def exposure(conn: sqlite3.Connection, mint: str) -> Msat:
     """What we would lose with the mint: our coins of it, and the tokens that become such coins."""
@@ -75,6 +81,25 @@ def spare(conn: sqlite3.Connection, mint: str, unit: str) -> Msat:
         (mint, unit),
     ).fetchone()
     return Msat(held - row["owed"])
+
+
+def share(conn: sqlite3.Connection, account_id: int, mint: str, unit: str) -> Msat | None:
+    """What an account may take of our coins of the mint that it was opened with; None: all.
+
+    One that was topped up with coins of other mints leaves what is owed to those who have paid
+    with coins of this mint alone: they can be paid with no others, it can.
+    """
+    mixed = conn.execute(f"SELECT {_MIXED} FROM accounts a WHERE id = ?", (account_id,))  # noqa: S608
+    if not mixed.fetchone()[0]:
+        return None
+    coins = stock(conn, mint, unit, suspect=False)
+    held = to_msat(sum(amount * count for amount, count in coins.items()), unit)
+    owed = conn.execute(
+        "SELECT COALESCE(SUM(balance_msat), 0) FROM accounts a"  # noqa: S608
+        f" WHERE mint = ? AND unit = ? AND balance_msat > 0 AND NOT {_MIXED}",
+        (mint, unit),
+    )
+    return Msat(held - owed.fetchone()[0])
 
 
 def cover(

@@ -15,7 +15,7 @@ from node.core.money import Msat, to_msat, whole_units
 from node.errors import IdempotencyConflict, InsufficientBalance, InvalidValue, MintLiquidity
 from node.ledger.accounts import read_balance
 from node.ledger.books import OWN, Book, transfer
-from node.ledger.coins import Cover, cover, spare, stock, swap_fee, take, with_counters
+from node.ledger.coins import Cover, cover, share, spare, stock, swap_fee, take, with_counters
 from node.ledger.operations import insert_operation, operation_from
 from node.ledger.withdrawals import available, purse_of, sink_of, unowed
 
@@ -35,14 +35,23 @@ class Issuer:
         self._counted_at = -RECOUNT_S
 
     def issue(
-        self, conn: sqlite3.Connection, request: IssueRequest, sources: Sequence[Source]
+        self,
+        conn: sqlite3.Connection,
+        request: IssueRequest,
+        sources: Sequence[Source],
+        *,
+        whole: bool = False,
     ) -> Operation:
         """A token from the account: done, or an intent to swap for its coins.
 
         The account's own mint and unit come first, then the sources in their order, which give
-        what is not owed to those who paid with coins of theirs. Raises
-        InsufficientBalance, InvalidValue, MintLiquidity, and IdempotencyConflict when the
+        what is not owed to those who paid with coins of theirs. What was topped up with coins of
+        several mints may need a token of each: asked for all, the largest that can be is given.
+        Raises InsufficientBalance, InvalidValue, MintLiquidity, and IdempotencyConflict when the
         request key was used for another amount.
+
+        Args:
+            whole: the account was opened with one token and never topped up; all or nothing.
         """
         known = _known(conn, request)
         if known is not None:
@@ -56,14 +65,19 @@ class Issuer:
         own = (balance.mint, balance.unit)
         ordered = sorted(sources, key=lambda s: ((s.mint, s.unit) != own, s.mint != balance.mint))
         too_small = bool(ordered)
+        rooms: list[tuple[Msat, Source]] = []
         for source in ordered:
             amount = whole_units(wanted, source.unit)
             if amount == 0:
                 continue
             too_small = False
-            if (source.mint, source.unit) != own and to_msat(amount, source.unit) > spare(
-                conn, source.mint, source.unit
-            ):
+            room: Msat | None = None
+            if (source.mint, source.unit) != own:
+                room = spare(conn, source.mint, source.unit)
+            elif not whole:
+                room = share(conn, request.account_id, source.mint, source.unit)
+            if room is not None and to_msat(amount, source.unit) > room:
+                rooms.append((room, source))
                 continue
             if request.amount is not None and to_msat(amount, source.unit) != wanted:
                 raise InvalidValue(f"a token of this mint carries whole {source.unit}s only")
@@ -74,6 +88,11 @@ class Issuer:
             raise InsufficientBalance(
                 f"{balance.free} msat are available, less than the least coin"
             )
+        if request.amount is None and not whole:
+            for room, source in sorted(rooms, key=lambda item: -item[0]):
+                amount = whole_units(room, source.unit)
+                if amount > 0 and (found := self._from(conn, request, source, amount, room)):
+                    return found
         raise MintLiquidity
 
     def _to_operator(
@@ -117,7 +136,7 @@ class Issuer:
         if whole_units(balance.balance, balance.unit):
             try:
                 request = IssueRequest(operation_id, account_id, None, "change")
-                change = self.issue(conn, request, sources)
+                change = self.issue(conn, request, sources, whole=True)
             except (MintLiquidity, InsufficientBalance):
                 return Closed(cost, Msat(0), None, open=True)
         dust = read_balance(conn, account_id).balance

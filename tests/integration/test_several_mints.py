@@ -154,6 +154,27 @@ async def test_what_needs_a_swap_is_issued_by_a_mint_that_answers(
     await bench.books()
 
 
+async def test_who_pays_with_coins_of_two_mints_takes_no_coins_of_who_pays_with_one(
+    mint: EmbeddedMint, fee_mint: EmbeddedMint, purse: OpenPurse, open_bench: OpenBench
+) -> None:
+    client, other = await purse(), await purse(fee_mint.url)
+    bench = await open_bench(mint.url, fee_mint.url)
+    mixed = (await bench.receive(await client.fund(60), new_account("mixed"))).account_id
+    added = await bench.receive(await other.fund(43), mixed)
+    plain = (await bench.receive(await client.fund(61), new_account("plain"))).account_id
+    with pytest.raises(MintLiquidity):  # no mint has all that for him
+        await bench.wallet.issue(mixed, Msat(60_000 + added.credit))
+    first = await bench.wallet.issue(mixed, None)
+    assert (first.mint, first.value) == (mint.url, 60_000)
+    second = await bench.wallet.issue(mixed, None)
+    assert (second.mint, second.value) == (fee_mint.url, added.credit)
+    last = await bench.wallet.issue(plain, None)
+    assert (last.mint, last.value) == (mint.url, 61_000)
+    for operation, wallet in ((first, client), (second, other), (last, client)):
+        assert await wallet.receive(operation.token or "")
+    assert (await bench.books()).open_msat == 0
+
+
 async def test_no_more_of_a_mint_is_held_than_its_limit(
     mint: EmbeddedMint, purse: OpenPurse, open_bench: OpenBench
 ) -> None:
