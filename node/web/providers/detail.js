@@ -51,6 +51,7 @@ function facts(item) {
     ["State", item.reason ? clip(item.reason, 300) : null],
     ["Latency", typeof latency === "number" ? `${duration(latency / 1_000)}, usually` : null],
     ["Uptime", typeof item.uptime === "number" ? `${percent(item.uptime)} of the last seven days` : null],
+    ["Trust", trust(item)],
     ["Last seen", item.last_seen ? `${ago(item.last_seen)} (${dateTime(item.last_seen)})` : null],
     ["Announced", item.created_at ? dateTime(item.created_at) : null],
     ["Version", item.version ? clip(item.version, 60) : null],
@@ -64,6 +65,17 @@ function facts(item) {
     { class: "facts" },
     rows.filter(([, said]) => said !== null && said !== undefined).map(([name, said]) => [el("dt", {}, name), el("dd", {}, said)]),
   );
+}
+
+const STEPS = ["the operator of this node", "followed by the operator", "followed by those he follows", "three steps from the operator"];
+
+/** How near its key, and who vouches for it, are to the operator of the node that shows this. */
+function trust({ trust_distance: own, vouched_distance: vouched }) {
+  const said = [
+    typeof own === "number" ? `its key is ${STEPS[own] ?? `${own} steps away`}` : null,
+    typeof vouched === "number" ? `a key that vouches for it is ${STEPS[vouched] ?? `${vouched} steps away`}` : null,
+  ].filter(Boolean);
+  return said.length ? said.join("; ") : null;
 }
 
 const urls = (list) => (list?.length ? list.map((url) => el("div", {}, outside(url))) : null);
@@ -106,6 +118,9 @@ function models(found) {
 /** What only some models cost, in words. */
 function others(pricing) {
   const per = {
+    input_cache_read: ["a million prompt tokens from the cache", 1_000_000],
+    input_cache_write: ["a million prompt tokens written to the cache", 1_000_000],
+    internal_reasoning: ["a million reasoning tokens", 1_000_000],
     image: ["an image", 1_000],
     audio_minute: ["a minute of sound", 1_000],
     character: ["a million characters", 1_000_000],

@@ -21,6 +21,8 @@ export default {
     const events = table("What each relay said to each event of the last announcement", EVENTS, {
       empty: "Nothing was announced yet.", captionHidden: true,
     });
+    const learnt = table("Relays that verified nodes name; only read", LEARNT, { empty: "None yet." });
+    const readings = panel("Read as well", learnt.element);
     let shown = "";
     const update = (now) => {
       const text = JSON.stringify(now);
@@ -28,6 +30,8 @@ export default {
       shown = text;
       map.show(now.relays);
       rows.show(now.relays);
+      learnt.show(now.learnt);
+      readings.hidden = now.learnt.length === 0;
       const { enabled, events: all, last_at: at, d } = now.announcement;
       events.show(all.flatMap((event) => event.relays.map((relay) => ({ ...relay, event }))));
       replace(last, !enabled ? "The node does not announce itself (node.announce)."
@@ -53,7 +57,8 @@ export default {
       panel(null, map.element),
       panel("Announcement", last, said, el("p", {}, announce),
         el("details", {}, el("summary", {}, "What each relay said"), events.element)),
-      panel("Connections", rows.element));
+      panel("Connections", rows.element),
+      readings);
     view.every(REFRESH_S, async () => update(await view.get("/relays")));
   },
 };
@@ -85,6 +90,17 @@ function announced({ announced: what }) {
   if (!what) return null;
   return state(what.ok ? "good" : "warn", `${count(what.accepted)} of ${count(what.total)}`);
 }
+
+const LEARNT = [
+  { label: "Relay", head: true, cell: ({ url }) => el("span", { class: "break" }, url.replace(/^wss:\/\//, "")) },
+  { label: "State", cell: ({ connected }) => (connected ? state("good", "connected") : state("idle", "not connected")) },
+  { label: "Events", num: true, cell: ({ events }) => count(events) },
+  { label: "Last heard", cell: ({ last_alive_at: at }) => time(at, { relative: true }) },
+  { label: "Trouble", cell: ({ trouble, last_error: error }) => {
+    const text = trouble || error;
+    return text ? el("span", { class: "break small" }, text) : null;
+  } },
+];
 
 const EVENTS = [
   { label: "Event", head: true, cell: ({ event }) => `kind ${event.kind}${event.d ? ` ${event.d}` : ""}` },
