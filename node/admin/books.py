@@ -12,11 +12,9 @@ from node import __version__
 from node.admin.exchange import AdminRequest, AdminRoute
 from node.admin.parts import DeskParts
 from node.admin.query import (
-    bad_cursor,
     choice,
-    cursor_of,
     cursor_text,
-    limit_of,
+    read_page,
     whole,
 )
 from node.errors import InvalidValue, NotFound
@@ -117,13 +115,8 @@ class BooksSection:
 
     async def _accounts(self, request: AdminRequest) -> dict[str, Any]:
         order = cast("Order", choice(request, "order", ("created", "balance")))
-        cursor, limit = cursor_of(request), limit_of(request)
-        try:
-            accounts, following = await self._reader.read(
-                partial(reports.accounts, order=order, cursor=cursor, limit=limit)
-            )
-        except ValueError:
-            raise bad_cursor() from None
+        report = partial(reports.accounts, order=order)
+        accounts, following = await read_page(self._reader, request, report)
         return {
             "accounts": [asdict(account) for account in accounts],
             "next_cursor": cursor_text(following),
@@ -131,13 +124,8 @@ class BooksSection:
 
     async def _statement(self, request: AdminRequest) -> dict[str, Any]:
         account_id = whole(request.parameters, "id", 0)
-        cursor, limit = cursor_of(request), limit_of(request)
-        try:
-            found = await self._reader.read(
-                partial(reports.statement, account_id=account_id, cursor=cursor, limit=limit)
-            )
-        except ValueError:
-            raise bad_cursor() from None
+        report = partial(reports.statement, account_id=account_id)
+        found = await read_page(self._reader, request, report)
         if found is None:
             raise NotFound("there is no such account")
         lines, following = found
@@ -147,13 +135,7 @@ class BooksSection:
         }
 
     async def _transactions(self, request: AdminRequest) -> dict[str, Any]:
-        cursor, limit = cursor_of(request), limit_of(request)
-        try:
-            rows, following = await self._reader.read(
-                partial(reports.transfers, cursor=cursor, limit=limit)
-            )
-        except ValueError:
-            raise bad_cursor() from None
+        rows, following = await read_page(self._reader, request, reports.transfers)
         return {
             "transactions": [
                 {

@@ -17,7 +17,7 @@ import structlog
 
 from node.admin.exchange import AdminRequest, AdminRoute
 from node.admin.parts import DeskParts
-from node.admin.query import amount_of, bad_cursor, cursor_of, cursor_text, limit_of, text_of
+from node.admin.query import amount_of, cursor_text, read_page, text_of
 from node.core.lightning import OPERATOR, PayoutError
 from node.core.money import MSAT_PER_SAT, ceil_div, to_msat
 from node.errors import (
@@ -98,13 +98,7 @@ class PaymentsSection:
         raise InvalidValue("this mint is not configured", param="mint")
 
     async def _withdrawals(self, request: AdminRequest) -> dict[str, Any]:
-        cursor, limit = cursor_of(request), limit_of(request)
-        try:
-            rows, following = await self._reader.read(
-                partial(journal_reports.withdrawals, cursor=cursor, limit=limit)
-            )
-        except ValueError:
-            raise bad_cursor() from None
+        rows, following = await read_page(self._reader, request, journal_reports.withdrawals)
         return {
             "withdrawals": [asdict(row) for row in rows],
             "next_cursor": cursor_text(following),
@@ -141,13 +135,7 @@ class PaymentsSection:
         }
 
     async def _payouts(self, request: AdminRequest) -> dict[str, Any]:
-        cursor, limit = cursor_of(request), limit_of(request)
-        try:
-            rows, following = await self._reader.read(
-                partial(journal_reports.payouts, cursor=cursor, limit=limit)
-            )
-        except ValueError:
-            raise bad_cursor() from None
+        rows, following = await read_page(self._reader, request, journal_reports.payouts)
         return {
             "payouts": [asdict(row) for row in rows],
             "next_cursor": cursor_text(following),

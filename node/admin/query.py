@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, TypeVar
 
 from node.admin.exchange import AdminRequest
 from node.core.money import MSAT_PER_SAT, Msat
 from node.errors import InvalidValue
+from node.ledger.reports import Reader
+
+T = TypeVar("T")
 
 DEFAULT_LIMIT = 50
 MAX_LIMIT = 200
@@ -59,6 +63,15 @@ def cursor_of(request: AdminRequest) -> tuple[int, ...] | None:
 def bad_cursor() -> InvalidValue:
     """It is none that a page of this list gave."""
     return InvalidValue("this cursor is of another list; begin at the first page", param="cursor")
+
+
+async def read_page(reader: Reader, request: AdminRequest, report: Callable[..., T]) -> T:
+    """What ``report`` gives of the page that is asked for, by ``cursor`` and ``limit``."""
+    page = partial(report, cursor=cursor_of(request), limit=limit_of(request))
+    try:
+        return await reader.read(page)
+    except ValueError:
+        raise bad_cursor() from None
 
 
 def cursor_text(cursor: tuple[int, ...] | None) -> str | None:

@@ -68,13 +68,17 @@ def stock(
     }
 
 
+def worth(coins: Mapping[int, int], unit: str) -> Msat:
+    """What denomination → count amounts to."""
+    return to_msat(sum(amount * count for amount, count in coins.items()), unit)
+
+
 def spare(conn: sqlite3.Connection, mint: str, unit: str) -> Msat:
     """What our sound coins there are worth beyond the balances of those who paid with such coins.
 
     Only that may go to others: whose coins are given away cannot be given change.
     """
-    coins = stock(conn, mint, unit, suspect=False)
-    held = to_msat(sum(amount * count for amount, count in coins.items()), unit)
+    held = worth(stock(conn, mint, unit, suspect=False), unit)
     row = conn.execute(
         "SELECT COALESCE(SUM(balance_msat), 0) AS owed FROM accounts"
         " WHERE mint = ? AND unit = ? AND balance_msat > 0",
@@ -92,8 +96,7 @@ def share(conn: sqlite3.Connection, account_id: int, mint: str, unit: str) -> Ms
     mixed = conn.execute(f"SELECT {_MIXED} FROM accounts a WHERE id = ?", (account_id,))  # noqa: S608
     if not mixed.fetchone()[0]:
         return None
-    coins = stock(conn, mint, unit, suspect=False)
-    held = to_msat(sum(amount * count for amount, count in coins.items()), unit)
+    held = worth(stock(conn, mint, unit, suspect=False), unit)
     owed = conn.execute(
         "SELECT COALESCE(SUM(balance_msat), 0) FROM accounts a"  # noqa: S608
         f" WHERE mint = ? AND unit = ? AND balance_msat > 0 AND NOT {_MIXED}",

@@ -34,7 +34,7 @@ from node.core.money import Msat, ceil_div, to_msat
 from node.errors import InsufficientBalance, InvalidValue, MintLiquidity, Pending
 from node.ledger.accounts import read_balance
 from node.ledger.books import Book, transfer
-from node.ledger.coins import cover, share, spare, stock, store_coins, take, with_counters
+from node.ledger.coins import cover, share, spare, stock, store_coins, take, with_counters, worth
 from node.ledger.database import Database
 from node.ledger.keys import read_terms
 from node.ledger.operations import insert_operation, move, operation_from, set_error
@@ -304,17 +304,17 @@ class SqlitePayoutStore:
 
         def work(conn: sqlite3.Connection) -> Payable:
             coins = stock(conn, source.mint, source.unit)
-            held = to_msat(sum(d * count for d, count in coins.items()), source.unit)
             if account_id == OPERATOR:
                 most = min(available(conn), unowed(conn, source))
             else:
                 balance = read_balance(conn, account_id)
                 own = (balance.mint, balance.unit) == (source.mint, source.unit)
-                room = spare(conn, source.mint, source.unit)
+                room: Msat | None
                 if own:
-                    limit = share(conn, account_id, source.mint, source.unit)
-                    room = Msat(held if limit is None else limit)
-                most = min(balance.free, room)
+                    room = share(conn, account_id, source.mint, source.unit)
+                else:
+                    room = spare(conn, source.mint, source.unit)
+                most = min(balance.free, worth(coins, source.unit) if room is None else room)
             free = Msat(max(0, most))
             amount = free // to_msat(1, source.unit)
             found = cover(conn, source, amount, coins)

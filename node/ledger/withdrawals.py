@@ -17,7 +17,7 @@ from node.core.accounts import Source
 from node.core.lightning import OPERATOR
 from node.core.money import Msat, to_msat
 from node.ledger.books import Book, sum_books
-from node.ledger.coins import stock
+from node.ledger.coins import stock, worth
 
 
 def available(conn: sqlite3.Connection) -> int:
@@ -36,8 +36,7 @@ def available(conn: sqlite3.Connection) -> int:
 
 def unowed(conn: sqlite3.Connection, source: Source) -> Msat:
     """What our coins of a mint and unit are worth beyond what is owed to those who paid there."""
-    coins = stock(conn, source.mint, source.unit)
-    held = to_msat(sum(d * count for d, count in coins.items()), source.unit)
+    held = worth(stock(conn, source.mint, source.unit), source.unit)
     owed = conn.execute(
         "SELECT COALESCE(SUM(balance_msat), 0) FROM accounts WHERE mint = ?", (source.mint,)
     ).fetchone()[0]
